@@ -1,0 +1,400 @@
+"""Checkpoints: weights, configuration and metadata in a folder that is at once a Hub model repository, or in one `.pth`.
+
+Nothing that is read here executes code, and nothing is believed: weights are safetensors, or a `.pth` of tensors and
+plain values only, and every tensor's name, shape, type and values are checked against the network first.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from torch import Tensor
+
+from emotion.model import EmotionCNN
+
+CONFIG_KEYS = ("num_classes", "dropout_rate", "labels", "temperature")
+"""The arguments of `EmotionCNN` that `config.json` and a `.pth`'s `model_config` hold; only `num_classes` is required."""
+METADATA = ("history", "metrics", "training_config")
+"""What a checkpoint folder may hold beside configuration and weights, each as `NAME.json`."""
+# Far above what this project writes (a few kB, 27 MB, about 140 MB), far below what would hurt a machine.
+MAX_JSON_BYTES = 4 * 2**20
+MAX_SAFETENSORS_BYTES = 64 * 2**20
+MAX_PTH_BYTES = 512 * 2**20
+ACCEPTED = "give a checkpoint folder, a .pth file or a Hub id such as 'user/name'"
+
+
+@contextmanager
+def atomic_write(file: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `file`, which becomes `file` only when the block ends without an error.
+
+    Whoever reads `file`, also after a kill or a power cut, finds the previous content or the new one, never a part.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The name is always the same, so that what a kill leaves behind is overwritten by the next attempt.
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    model: EmotionCNN,
+    folder: str | Path,
+    *,
+    history: Any = None,
+    metrics: Any = None,
+    training_config: Any = None,
+) -> Path:
+    """Write `config.json`, `model.safetensors` and the metadata given; metadata not given stays as it is on disk.
+
+    Convolution and dense weights are stored as float16, which halves the file; biases and batch norm, whose statistics
+    can leave float16's range, as float32. The folder can be loaded by `load_checkpoint` and by
+    `EmotionCNN.from_pretrained(folder, strict=True)`, and pushed to the Hub as it is.
+
+    Args:
+        model: the network, on any device; its current labels and temperature are saved.
+        folder: created if missing.
+        history: JSON-ready record of the training.
+        metrics: JSON-ready figures of these weights.
+        training_config: JSON-ready configuration of the training.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if a weight is not finite or too large for float16, or metadata is not plain JSON; nothing is
+            written then.
+    """
+    config, weights = _snapshot(model)
+    for name, tensor in weights.items():
+        if tensor.ndim > 1:
+            weights[name] = tensor.half()
+            if not weights[name].isfinite().all():
+                raise ValueError(
+                    f"{name} holds {tensor.abs().max():.3g}, but float16 ends at 65504; lower the learning rate or "
+                    "raise the weight decay."
+                )
+    documents = {"config": config, "history": history, "metrics": metrics, "training_config": training_config}
+    files = {f"{name}.json": _to_json(name, value) for name, value in documents.items() if value is not None}
+    # "format" is what the readers of the field expect; the digest lets ours notice damage, which safetensors does not.
+    files["model.safetensors"] = safetensors.torch.save(weights, {"format": "pt", "sha256": _digest(weights)})
+    folder = Path(folder)
+    with ExitStack() as stack:  # No file is replaced before all are written.
+        for name, content in files.items():
+            stack.enter_context(atomic_write(folder / name)).write_bytes(content)
+    return folder
+
+
+def load_checkpoint(
+    path_or_hub_id: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+) -> EmotionCNN:
+    """Load a network from a checkpoint folder, a `.pth` file or the Hub, strictly and without executing code.
+
+    A local folder or file wins over a Hub id of the same name. From the Hub only `config.json` and
+    `model.safetensors` are taken, never a pickle.
+
+    Args:
+        path_or_hub_id: folder, `.pth` file, or "user/name".
+        device: where the network shall live.
+        revision: branch, tag or commit; only for a Hub id.
+
+    Returns:
+        The network in eval mode, in float32.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, file, repository or revision, or a file in it is missing.
+        ValueError: if a file is damaged, foreign, too large, or not exactly this network's weights.
+    """
+    if os.path.isfile(path_or_hub_id):
+        if revision is not None:
+            raise ValueError(
+                f"revision {revision!r} is for the Hub, but {path_or_hub_id} is a local file; leave it out."
+            )
+        config, state = _read_pth(Path(path_or_hub_id))
+        model = _empty_model(config, path_or_hub_id)
+        source = path_or_hub_id
+    else:
+        # The configuration is checked first: a foreign repository is refused before its weights are downloaded.
+        file = _locate(path_or_hub_id, "config.json", revision)
+        model = _empty_model(_read_json(file), file)
+        source = _locate(path_or_hub_id, "model.safetensors", revision)
+        state = _read_safetensors(source)
+    model.load_state_dict(_checked(state, model, source), assign=True)
+    return model.to(device).eval()
+
+
+def load_metadata(path_or_hub_id: str | Path, name: str, revision: str | None = None) -> Any:
+    """What `save_checkpoint` stored as 'history', 'metrics' or 'training_config', from a folder or the Hub.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint, or it has no such metadata (a `.pth` file never has).
+        ValueError: if `name` is none of the three or the file is not JSON.
+    """
+    if name not in METADATA:
+        raise ValueError(f"{name!r} is no metadata of a checkpoint; choose from {', '.join(METADATA)}.")
+    return _read_json(_locate(path_or_hub_id, f"{name}.json", revision))
+
+
+def save_pth(
+    model: EmotionCNN,
+    file: str | Path,
+    *,
+    history: Any = None,
+    training_config: Any = None,
+    best_val_acc: float | None = None,
+) -> Path:
+    """Write the single-file checkpoint: float32 weights, configuration, labels and history, plain types only.
+
+    Keys: `model_state_dict`, `model_config`, `training_config`, `label_map` (index to name), `training_history`,
+    `best_val_acc` (percent) and `total_parameters`.
+
+    Raises:
+        ValueError: if a weight is not finite, metadata is not plain JSON, or `best_val_acc` is no percentage; nothing
+            is written then.
+    """
+    if best_val_acc is not None and not 0 <= best_val_acc <= 100:
+        raise ValueError(f"best_val_acc is {best_val_acc!r}; give a percentage from 0 to 100.")
+    config, weights = _snapshot(model)
+    content = {
+        "model_state_dict": weights,
+        "model_config": config,
+        "training_config": json.loads(_to_json("training_config", training_config or {})),
+        "label_map": dict(enumerate(model.labels)),
+        "training_history": json.loads(_to_json("history", history or {})),
+        "best_val_acc": None if best_val_acc is None else float(best_val_acc),
+        "total_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    with atomic_write(file) as temporary:
+        torch.save(content, temporary)
+    return Path(file)
+
+
+def save_training_state(state: Mapping[str, Any], file: str | Path) -> Path:
+    """Write what a training needs to go on: tensors and plain values, in dicts, lists and tuples.
+
+    Raises:
+        ValueError: if `state` holds anything else, which could not be read back; the previous file stays then.
+    """
+    with atomic_write(file) as temporary:
+        torch.save(dict(state), temporary)
+        try:
+            load_training_state(temporary)
+        except ValueError as error:
+            raise ValueError(
+                f"the training state for {file} could not be read back; give tensors and plain values only, "
+                "and at most 512 MiB."
+            ) from error
+    return Path(file)
+
+
+def load_training_state(file: str | Path) -> dict[str, Any]:
+    """Read what `save_training_state` wrote, onto the CPU and without executing code.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged, too large, or holds more than tensors and plain values.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file} does not exist; give the file of an interrupted training, or start afresh.")
+    return _load_torch(Path(file))
+
+
+def _snapshot(model: EmotionCNN) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights as they are now, checked; the weights are float32 copies on the CPU."""
+    # Not the mixin's own configuration: that one dates from the construction and lacks a temperature fitted since.
+    config = {key: getattr(model, key) for key in CONFIG_KEYS} | {"labels": list(model.labels)}
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    return config, _checked(state, _empty_model(config, "the model"), "the model")
+
+
+def _empty_model(config: Any, source: str | Path) -> EmotionCNN:
+    """The network that `config` describes, without memory for its weights."""
+    if not isinstance(config, dict) or "num_classes" not in config:
+        raise ValueError(f"{source} is no configuration of this network (it has no num_classes); {ACCEPTED}.")
+    try:
+        with torch.device("meta"):
+            return EmotionCNN(**{key: config[key] for key in CONFIG_KEYS if key in config})
+    except ValueError as error:
+        raise ValueError(f"{source} does not describe this network: {error}") from error
+
+
+def _checked(state: Mapping[str, Any], model: EmotionCNN, source: str | Path) -> dict[str, Tensor]:
+    """Copies of the tensors in `state`, each of the name, shape and type that `model` has and with finite values."""
+    expected = model.state_dict()
+    if state.keys() != expected.keys():
+        missing = [name for name in expected if name not in state]
+        unexpected = [str(name) for name in state if name not in expected]
+        difference = " and ".join(
+            f"{len(names)} {kind} ({names[0][:80]!r}, ...)"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        )
+        raise ValueError(f"{source} is not this network's weights: tensors {difference}; {ACCEPTED}.")
+    weights = {}
+    for name, like in expected.items():
+        tensor = state[name]
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not dense or tensor.is_complex() or tensor.is_floating_point() != like.is_floating_point():
+            raise ValueError(
+                f"{source} is not this network's weights: {name} is not a plain tensor like {like.dtype}; {ACCEPTED}."
+            )
+        if tensor.shape != like.shape:
+            raise ValueError(
+                f"{source} is not this network's weights: {name} has shape {tuple(tensor.shape)}, but "
+                f"{model.num_classes} classes need {tuple(like.shape)}; {ACCEPTED}."
+            )
+        weights[name] = tensor.detach().to(like.dtype, copy=True, memory_format=torch.contiguous_format)
+        if not weights[name].isfinite().all() or (name.endswith("running_var") and (weights[name] < 0).any()):
+            raise ValueError(
+                f"{source} holds NaN, infinity or a negative variance in {name}, so it cannot predict; use an "
+                "earlier checkpoint."
+            )
+    return weights
+
+
+def _locate(path_or_hub_id: str | Path, name: str, revision: str | None) -> Path:
+    """The file `name` of a checkpoint folder, or of a Hub repository after a download into the Hub's cache."""
+    if os.path.isdir(path_or_hub_id):
+        if revision is not None:
+            raise ValueError(
+                f"revision {revision!r} is for the Hub, but {path_or_hub_id} is a local folder; leave it out."
+            )
+        file = Path(path_or_hub_id) / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist; {ACCEPTED} that has {name}.")
+        return file
+    if os.path.isfile(path_or_hub_id):
+        raise FileNotFoundError(f"{path_or_hub_id} is one file, without {name}; give a checkpoint folder or a Hub id.")
+    if not _is_hub_id(path_or_hub_id):
+        raise FileNotFoundError(f"{str(path_or_hub_id)!r} does not exist; {ACCEPTED}.")
+    hub = f"no local folder or file is named {path_or_hub_id!r}, and on the Hub"
+    try:
+        return Path(hf_hub_download(path_or_hub_id, name, revision=revision))
+    except GatedRepoError as error:
+        problem, cause = "that model is gated; ask for access on its page, then run `hf auth login`", error
+    except RepositoryNotFoundError as error:
+        problem, cause = "no such model is visible; check the name, or run `hf auth login` if it is private", error
+    except RevisionNotFoundError as error:
+        problem, cause = f"that model has no revision {revision!r}; give a branch, tag or commit of it", error
+    except LocalEntryNotFoundError as error:
+        problem, cause = "it could not be looked up nor found in the cache; check the path or the connection", error
+    except EntryNotFoundError as error:
+        problem, cause = f"that model has no {name}; {ACCEPTED} of a model that this project wrote", error
+    except Exception as error:  # Which errors a broken download raises depends on the Hub library's version.
+        problem, cause = f"{name} of that model could not be downloaded; try again later", error
+    raise FileNotFoundError(f"{hub} {problem}.") from cause
+
+
+def _is_hub_id(name: str | Path) -> bool:
+    if not isinstance(name, str) or name.count("/") != 1 or name.endswith((".pth", ".pt", ".safetensors")):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _to_json(name: str, value: Any) -> bytes:
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not plain JSON ({error}); give dicts, lists, text and finite numbers.") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not a JSON file of at most 4 MiB; {ACCEPTED}.") from error
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.stat().st_size > MAX_SAFETENSORS_BYTES:
+            raise ValueError(f"larger than {MAX_SAFETENSORS_BYTES} bytes")
+        # Opening checks the header against the size of the file, so that no tensor can claim more than there is.
+        with safetensors.safe_open(file, framework="pt") as opened:
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+            stored = (opened.metadata() or {}).get("sha256")
+        if stored is not None and stored != _digest(state):
+            raise ValueError("the values do not match the digest")
+    except Exception as error:  # A hostile file can make the parser raise anything.
+        raise ValueError(
+            f"{file} is damaged or not a safetensors file of at most 64 MiB; get it again, or {ACCEPTED}."
+        ) from error
+    return state
+
+
+def _load_torch(file: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if sum(record.file_size for record in archive.infolist()) > MAX_PTH_BYTES:
+                raise ValueError(f"unpacks to more than {MAX_PTH_BYTES} bytes")
+            # PyTorch itself does not look at the checksums.
+            if archive.testzip() is not None:
+                raise ValueError("a checksum is wrong")
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}")
+    except Exception as error:  # A hostile file can make the unpickler raise anything.
+        raise ValueError(
+            f"{file} is damaged, larger than 512 MiB, or not a PyTorch file (1.6 or later) of tensors and plain values "
+            "in a dict; nothing else is loaded, because it could execute code."
+        ) from error
+    return content
+
+
+def _read_pth(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and weights of a single-file checkpoint."""
+    content = _load_torch(file)
+    config, state = content.get("model_config"), content.get("model_state_dict")
+    if not isinstance(config, dict) or not isinstance(state, dict):
+        raise ValueError(f"{file} lacks model_config or model_state_dict; {ACCEPTED}.")
+    label_map = content.get("label_map")
+    if config.get("labels") is None and label_map is not None:
+        config = config | {"labels": _labels(label_map, file)}
+    return config, state
+
+
+def _labels(label_map: Any, file: Path) -> list[str]:
+    """Class names in output order from {index: name} or {name: index}."""
+    if isinstance(label_map, dict):
+        names = {key: value for key, value in label_map.items() if isinstance(key, int)} or {
+            value: key for key, value in label_map.items() if isinstance(value, int)
+        }
+        if len(names) == len(label_map) and names.keys() == set(range(len(names))):
+            return [names[index] for index in range(len(names))]
+    raise ValueError(f"{file} has a label_map that does not number its names from 0 up; save it as index to name.")

@@ -1,0 +1,486 @@
+"""Training: two plain functions for one epoch, and the loop around them.
+
+One code path serves the CPU, one GPU and several processes (through Accelerate). Every epoch seeds all its random
+numbers from (seed, epoch), so that a resumed run repeats an interrupted epoch exactly and no generator state has to
+be stored.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from emotion.checkpoint import atomic_write, load_checkpoint, load_training_state, save_checkpoint, save_training_state
+from emotion.data import FaceDataset
+from emotion.labels import IMAGE_SIZE
+from emotion.model import BLOCKS, EmotionCNN, create_enhanced_grayscale_model
+from emotion.transforms import Pipeline, get_enhanced_transforms_grayscale_48
+
+STATE_FILE = "training_state.pt"
+
+
+class TrainingDiverged(RuntimeError):
+    """The training loss is no longer a finite number; the best weights so far are on disk."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides how a network is trained; the defaults are the original recipe."""
+
+    epochs: int = 25
+    patience: int = 7
+    """Epochs without a better validation accuracy after which training stops."""
+    batch_size: int = 32
+    """Faces per step and process."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or SGD with Nesterov momentum 0.9."""
+    learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-5
+    """Rate of the feature blocks when they start from transferred filters."""
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "cosine"] = "step"
+    """step: halve the rate every 8 epochs; cosine: warm up over a tenth of the steps, then a half cosine to zero."""
+    dropout_rate: float = 0.5
+    label_smoothing: float = 0.0
+    soft_targets: bool = False
+    """Learn from the FER+ vote distribution where votes are given."""
+    augmentation: tuple[float, float] = (0.3, 1.0)
+    """Augmentation strength in the first and, after a linear rise, from the middle of the training on."""
+    image_sizes: tuple[int, ...] = (IMAGE_SIZE,)
+    """Sides of the training pictures, in pixels, each for an equal share of the epochs (progressive resizing, Tan & Le
+    2021, arXiv 2104.00298); validation is always at 48."""
+    ema_decay: float = 0.0
+    """Decay per step of the averaged weights that are validated and kept; 0 keeps the trained ones."""
+    transfer: Literal["vgg16", "vgg16_bn", "resnet18"] | None = None
+    unfreeze_every: int = 0
+    """Train the classifier first and one more feature block every so many epochs; 0 trains all from the start."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the processor computes in it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("unfreeze_every", 0), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a whole number of at least {low}.")
+        for name in ("learning_rate", "backbone_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a positive number.")
+        if not self.image_sizes or min(self.image_sizes) < 16:
+            raise ValueError(f"image_sizes are {self.image_sizes}; give sides of at least 16 pixels (four max-pools).")
+
+
+RECIPES: dict[str, TrainingConfig] = {
+    "original": TrainingConfig(),
+    # Chosen on PublicTest; docs/experiments.md tells how.
+    "best": TrainingConfig(
+        epochs=28,
+        patience=28,
+        batch_size=64,
+        optimizer="sgd",
+        learning_rate=0.05,
+        weight_decay=5e-4,
+        schedule="cosine",
+        dropout_rate=0.2,
+        soft_targets=True,
+        augmentation=(0.3, 0.6),
+        image_sizes=(32, 32, 40, 48),
+        ema_decay=0.998,
+    ),
+}
+
+
+class FaceLoader:
+    """Batches of faces that live on the device as uint8 and are augmented there, a batch at a time.
+
+    Yields (images, targets): float (B, 1, S, S), normalised, and float (B, C). With several processes, each one gets
+    its own share of the rows. Set `epoch`, augmentation `strength` and picture `size` before iterating.
+
+    Args:
+        dataset: the faces.
+        batch_size: faces per batch and process.
+        transform: the pipeline that turns uint8 into network input.
+        device: where the faces are held and augmented.
+        shuffle: draw a new order every epoch and drop the last incomplete batch (batch norm cannot take a rest of
+            one); otherwise all rows in order.
+        seed: seeds, with `epoch` and the process index, order and augmentation.
+    """
+
+    def __init__(
+        self,
+        dataset: FaceDataset,
+        batch_size: int,
+        transform: Pipeline,
+        device: torch.device | str = "cpu",
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.images = dataset.images.to(device)[:, None]
+        self.targets = dataset.targets.to(device)
+        self.transform = transform
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.strength = 1.0
+        self.size = IMAGE_SIZE
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rows = len(dataset) // self.world if shuffle else len(range(self.rank, len(dataset), self.world))
+        self.batch_size = min(batch_size, rows) if shuffle else batch_size
+        self.steps = rows // self.batch_size if shuffle else math.ceil(rows / batch_size)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # The order is the same in every process, the augmentation is not.
+        order = torch.arange(len(self.images))
+        if self.shuffle:
+            shuffler = torch.Generator().manual_seed(_derived_seed(self.seed, self.epoch, "order"))
+            order = torch.randperm(len(self.images), generator=shuffler)
+        order = order[self.rank :: self.world].to(self.images.device)
+        generator = torch.Generator().manual_seed(_derived_seed(self.seed, self.epoch, f"augmentation {self.rank}"))
+        for step in range(self.steps):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images = self.transform(self.images[rows], self.strength, generator)
+            if self.size != IMAGE_SIZE:
+                images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
+            yield images, self.targets[rows]
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device | str,
+    on_step: Callable[[], None] | None = None,
+) -> tuple[float, float]:
+    """Train for one pass over `loader`, with plain objects or ones that Accelerate has prepared.
+
+    Args:
+        model: (B, 1, 48, 48) to logits (B, C).
+        loader: yields images (B, 1, 48, 48) and targets, either class indices (B,) or distributions (B, C).
+        criterion: mean loss of (logits, targets), such as `nn.CrossEntropyLoss`.
+        optimizer: stepped once per batch.
+        device: where batches are moved to.
+        on_step: called after every optimizer step.
+
+    Returns:
+        Mean loss per face and top-1 accuracy as a fraction, reduced over all processes.
+
+    Raises:
+        ValueError: if the loader is empty.
+        TrainingDiverged: if the loss has become infinite or not a number.
+    """
+    model.train()
+    totals = torch.zeros(3, device=device)
+    for images, targets in loader:
+        images, targets = images.to(device), targets.to(device)
+        optimizer.zero_grad()
+        logits = model(images)
+        loss = criterion(logits, targets)
+        loss.backward()
+        optimizer.step()
+        totals += torch.stack(_totals(loss, logits, targets))
+        if on_step:
+            on_step()
+    loss, accuracy = _means(totals)
+    if not math.isfinite(loss):
+        raise TrainingDiverged(f"The training loss became {loss}; lower the learning rate.")
+    return loss, accuracy
+
+
+@torch.no_grad()
+def validate_epoch(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], criterion: nn.Module, device: torch.device | str
+) -> tuple[float, float, Tensor, Tensor]:
+    """Measure loss and accuracy over `loader` in eval mode; arguments as for `train_epoch`.
+
+    Returns:
+        Mean loss per face and top-1 accuracy as a fraction, both reduced over all processes, then predicted and true
+        class indices, long (N,) on the CPU, of the rows that this process has seen.
+
+    Raises:
+        ValueError: if the loader is empty.
+    """
+    model.eval()
+    totals = torch.zeros(3, device=device)
+    predictions, truths = [], []
+    for images, targets in loader:
+        images, targets = images.to(device), targets.to(device)
+        logits = model(images)
+        totals += torch.stack(_totals(criterion(logits, targets), logits, targets))
+        predictions.append(logits.argmax(1).cpu())
+        truths.append(_class_indices(targets).cpu())
+    loss, accuracy = _means(totals)
+    return loss, accuracy, torch.cat(predictions), torch.cat(truths)
+
+
+def _class_indices(targets: Tensor) -> Tensor:
+    return targets if targets.ndim == 1 else targets.argmax(1)
+
+
+def _totals(loss: Tensor, logits: Tensor, targets: Tensor) -> list[Tensor]:
+    """Summed loss, number right and number of faces of one batch."""
+    right = (logits.argmax(1) == _class_indices(targets)).sum()
+    return [loss.detach().float() * len(targets), right.float(), right.new_tensor(len(targets), dtype=torch.float)]
+
+
+def _means(totals: Tensor) -> tuple[float, float]:
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    loss, right, faces = totals.tolist()
+    if faces == 0:
+        raise ValueError("The loader gave no batch; give at least one face.")
+    return loss / faces, right / faces
+
+
+def fit(
+    config: TrainingConfig,
+    training: FaceDataset,
+    validation: FaceDataset,
+    output: str | Path,
+    resume: bool = False,
+) -> EmotionCNN:
+    """Train a network and keep the weights with the best validation accuracy as a checkpoint in `output`.
+
+    `output` also gets `history.json` and `curves.png`, rewritten every epoch, and `training_state.pt`, from which
+    `resume` goes on after the last complete epoch; on one machine, a resumed run ends with the same weights as an
+    uninterrupted one. Under `accelerate launch`, every process calls this function.
+
+    Args:
+        config: the recipe.
+        training: faces to learn from.
+        validation: faces to choose the epoch by, with the same labels.
+        output: folder of the checkpoint, made if missing.
+        resume: go on with the run in `output` instead of starting one.
+
+    Returns:
+        The best network, read back from `output`, in eval mode on the CPU.
+
+    Raises:
+        ValueError: if the labels differ, or `resume` finds a run of another configuration or other data.
+        FileExistsError: if `output` holds a run and `resume` is false.
+        FileNotFoundError: if `resume` finds no run in `output`.
+        TrainingDiverged: if the loss stops being finite; the best weights so far stay in `output`.
+    """
+    # Imported here because it takes a second that inference need not pay.
+    from accelerate import Accelerator
+
+    if training.labels != validation.labels:
+        raise ValueError(f"Training labels are {training.labels}, validation labels {validation.labels}; use one set.")
+    output = Path(output)
+    state_file = output / STATE_FILE
+    if state_file.exists() and not resume:
+        raise FileExistsError(f"{output} already holds a run; pass --resume to go on with it, or another --output.")
+
+    precision = _precision(config)
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no")
+    device = accelerator.device
+    identity = {
+        "config": dataclasses.asdict(config),
+        "precision": precision,
+        "processes": accelerator.num_processes,
+        "data": _fingerprint(training, validation),
+    }
+
+    torch.manual_seed(config.seed)
+    network = create_enhanced_grayscale_model(
+        len(training.labels),
+        config.dropout_rate,
+        use_transfer_adaptation=config.transfer is not None,
+        pretrained_backbone=config.transfer or "vgg16",
+        labels=training.labels,
+    ).to(device=device, memory_format=torch.channels_last)
+    if config.unfreeze_every and accelerator.num_processes > 1:
+        raise ValueError("unfreeze_every works in one process only; set it to 0 or launch a single process.")
+    groups = network.get_transfer_learning_optimizer_groups(
+        config.backbone_learning_rate if config.transfer else config.learning_rate,
+        config.learning_rate,
+        config.weight_decay,
+    )
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups)
+    else:
+        optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    averaged = None
+    if config.ema_decay:
+        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+
+    augment, plain = (get_enhanced_transforms_grayscale_48(training=flag) for flag in (True, False))
+    loader = FaceLoader(training, config.batch_size, augment, device, shuffle=True, seed=config.seed)
+    validation_loader = FaceLoader(validation, 256, plain, device)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(config, len(loader)))
+    model, optimizer = accelerator.prepare(network, optimizer)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+    history: list[dict] = []
+    if resume:
+        state = load_training_state(state_file)
+        for key, value in identity.items():
+            if state["identity"][key] != value:
+                raise ValueError(
+                    f"{output} holds a run with {key} {state['identity'][key]}, not {value}; "
+                    f"repeat its settings, or start anew in another --output."
+                )
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        if averaged:
+            averaged.load_state_dict(state["averaged"])
+        history = state["history"]
+
+    while not _finished(config, history):
+        epoch, started = len(history), time.perf_counter()
+        torch.manual_seed(_derived_seed(config.seed, epoch, f"dropout {accelerator.process_index}"))
+        loader.epoch = epoch
+        loader.strength = _strength(config, epoch)
+        loader.size = config.image_sizes[epoch * len(config.image_sizes) // config.epochs]
+        if config.unfreeze_every:
+            network.unfreeze_blocks(min(epoch // config.unfreeze_every, len(BLOCKS)))
+        bar = tqdm(
+            total=len(loader),
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            leave=False,
+            disable=None if accelerator.is_main_process else True,
+        )
+
+        def after_step(bar: tqdm = bar) -> None:
+            scheduler.step()
+            if averaged:
+                averaged.update_parameters(network)
+            bar.update()
+
+        rate = scheduler.get_last_lr()[-1]
+        with bar:
+            train_loss, train_accuracy = train_epoch(model, loader, criterion, optimizer, device, after_step)
+        candidate = averaged.module if averaged else network
+        if accelerator.num_processes > 1:
+            # Each process has batch-norm statistics of its own share; all go on with those of the first.
+            for buffer in (*network.buffers(), *candidate.buffers()):
+                dist.broadcast(buffer, 0)
+        validation_loss, validation_accuracy, _, _ = validate_epoch(candidate, validation_loader, criterion, device)
+        best = max((entry["validation_accuracy"] for entry in history), default=-1.0)
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "learning_rate": rate,
+                "augmentation_strength": loader.strength,
+                "image_size": loader.size,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "validation_loss": validation_loss,
+                "validation_accuracy": validation_accuracy,
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+        )
+        if accelerator.is_main_process:
+            marker = "  best so far" if validation_accuracy > best else ""
+            tqdm.write(
+                f"epoch {epoch + 1}/{config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.4f}  "
+                f"validation loss {validation_loss:.4f} accuracy {validation_accuracy:.4f}  "
+                f"{history[-1]['seconds']:.0f} s{marker}"
+            )
+            if marker:
+                save_checkpoint(candidate, output, training_config=identity)
+            with atomic_write(output / "history.json") as file:
+                file.write_text(json.dumps(history, indent=2) + "\n")
+            with atomic_write(output / "curves.png") as file:
+                plot_history(history, file)
+            # Last, so that a run cut anywhere above repeats this epoch as if it had never begun.
+            save_training_state(
+                {
+                    "identity": identity,
+                    "network": network.state_dict(),
+                    "averaged": averaged.state_dict() if averaged else None,
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(),
+                    "history": history,
+                },
+                state_file,
+            )
+    accelerator.wait_for_everyone()
+    return load_checkpoint(output)
+
+
+def plot_history(history: list[dict], file: str | Path) -> None:
+    """Draw loss, accuracy and learning rate over the epochs as a PNG.
+
+    Args:
+        history: one entry per epoch, as in `history.json`.
+        file: where the PNG goes, whatever its extension.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    epochs = [entry["epoch"] for entry in history]
+    panels = (
+        ("Loss", ("train_loss", "validation_loss")),
+        ("Top-1 accuracy", ("train_accuracy", "validation_accuracy")),
+        ("Learning rate", ("learning_rate",)),
+    )
+    for axes, (title, keys) in zip(figure.subplots(1, 3), panels, strict=True):
+        for key in keys:
+            axes.plot(epochs, [entry[key] for entry in history], marker=".", label=key.split("_")[0])
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if len(keys) > 1:
+            axes.legend()
+    figure.savefig(file, format="png", dpi=100)
+
+
+def _schedule(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """Factor of the learning rate as a function of the number of steps taken."""
+    if config.schedule == "step":
+        return lambda step: 0.5 ** (step // steps_per_epoch // 8)
+    total = config.epochs * steps_per_epoch
+    warm_up = max(1, total // 10)
+    return lambda step: min(
+        (step + 1) / warm_up, (1 + math.cos(math.pi * min(1.0, max(0, step - warm_up) / (total - warm_up)))) / 2
+    )
+
+
+def _strength(config: TrainingConfig, epoch: int) -> float:
+    first, last = config.augmentation
+    return first + (last - first) * min(1.0, epoch / max(1, config.epochs // 2))
+
+
+def _finished(config: TrainingConfig, history: list[dict]) -> bool:
+    if not history:
+        return False
+    accuracies = [entry["validation_accuracy"] for entry in history]
+    return len(history) >= config.epochs or len(history) - 1 - accuracies.index(max(accuracies)) >= config.patience
+
+
+def _precision(config: TrainingConfig) -> str:
+    if config.precision != "auto":
+        return config.precision
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # Without these instructions the CPU emulates bfloat16, fifteen times slower than float32.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native else "float32"
+
+
+def _fingerprint(*datasets: FaceDataset) -> str:
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        digest.update(dataset.images.numpy().tobytes())
+        digest.update(dataset.targets.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _derived_seed(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
