@@ -164,11 +164,8 @@ def load_dataset(
             share = _normalised(counts[:, : len(FER2013_LABELS)])
             usable = (share.sum(axis=1) > 0) & ~not_a_face
             targets[usable] = 0.6 * targets[usable] + 0.4 * share[usable]
-        elif soft_targets:
-            targets = _normalised(counts[:, : len(FERPLUS_LABELS)])
-            keep &= (targets.sum(axis=1) > 0) & ~not_a_face
         else:
-            targets = _majority(counts)
+            targets = _normalised(counts[:, : len(FERPLUS_LABELS)]) if soft_targets else _majority(counts)
             keep &= (targets.sum(axis=1) > 0) & ~not_a_face
         if not keep.any():
             raise ValueError(f"No row of split {split!r} of {path} has usable votes in {votes}; choose another split.")
@@ -249,7 +246,7 @@ def _existing(path: str | Path) -> Path:
 def _resolve_split(split: str, available: list[str], path: Path) -> str:
     # The file's own name wins over the generic meaning of a word.
     synonyms = next((names for names in SPLIT_NAMES if split.lower() in names), ())
-    by_lower_case = {name.lower(): name for name in reversed(available)}
+    by_lower_case = {name.lower(): name for name in available}
     for name in (split.lower(), *synonyms):
         if name in by_lower_case:
             return by_lower_case[name]
@@ -269,7 +266,7 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cache = folder / f"fer2013-{digest.hexdigest()}.npz"
     # No cache yet, or a damaged one: the file itself is the truth.
     with suppress(*READ_ERRORS):
-        with np.load(cache, allow_pickle=False) as arrays:
+        with open(cache, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, emotions, usage = arrays["images"], arrays["emotions"], arrays["usage"]
         if images.dtype == np.uint8 and images.shape == (len(emotions), IMAGE_SIZE, IMAGE_SIZE):
             return images, emotions, usage
@@ -380,7 +377,7 @@ def _read_votes(path: Path, usage: np.ndarray, csv: Path) -> tuple[np.ndarray, n
             "give files whose rows match one to one."
         )
     counts = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    bad = ~((counts >= 0) & (counts % 1 == 0)).all(axis=1)
+    bad = ~((counts >= 0) & (counts < np.inf) & (counts == np.floor(counts))).all(axis=1)
     if bad.any():
         raise ValueError(f"{path}, row {bad.argmax() + 1}: votes are whole numbers from 0; correct the file.")
     not_a_face = (table["image name"].str.strip() == "").to_numpy() | (counts[:, -1] > counts.sum(axis=1) / 2)

@@ -1,12 +1,13 @@
 """The network: a 6.67-million-parameter CNN that reads 48x48 grey faces natively."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from emotion.labels import FER2013_LABELS, FERPLUS_LABELS, IMAGE_SIZE
+from emotion.labels import FER2013_LABELS, FERPLUS_LABELS
 
 BLOCKS = ((32, 2), (64, 2), (128, 3), (256, 3), (512, 2))
 """Channels and number of 3x3 convolutions of each block."""
@@ -34,7 +35,7 @@ class EmotionCNN(
         num_classes: number of outputs, 2 to 1000.
         dropout_rate: rate of the first classifier dropout, in [0, 1); the other nine scale with it.
         labels: class names in output order; by default FER2013's seven or FER+'s eight.
-        temperature: positive divisor of the logits, fitted on validation data (Guo et al. 2017, arXiv 1706.04599).
+        temperature: divisor of the logits, 0.01 to 100, fitted on validation data (Guo et al. 2017, arXiv 1706.04599).
 
     Raises:
         ValueError: if an argument is outside its range or `labels` does not name `num_classes` different classes.
@@ -53,12 +54,14 @@ class EmotionCNN(
             raise ValueError(f"num_classes is {num_classes!r}; give a whole number from 2 to 1000.")
         if not isinstance(dropout_rate, (int, float)) or not 0 <= dropout_rate < 1:
             raise ValueError(f"dropout_rate is {dropout_rate!r}; give a number from 0 up to, not including, 1.")
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature is {temperature!r}; give a positive number.")
+        # Beyond these bounds the softmax overflows or says nothing.
+        if not isinstance(temperature, (int, float)) or not 0.01 <= temperature <= 100:
+            raise ValueError(f"temperature is {temperature!r}; give a number from 0.01 to 100.")
         if labels is None:
             labels = _default_labels(num_classes)
         if (
             isinstance(labels, str)
+            or not isinstance(labels, Sequence)
             or not all(isinstance(name, str) and name for name in labels)
             or len(set(labels)) != num_classes
             or len(labels) != num_classes
@@ -68,6 +71,7 @@ class EmotionCNN(
         self.dropout_rate = float(dropout_rate)
         self.labels = tuple(labels)
         self.temperature = float(temperature)
+        self.transferred_share = 0.0
 
         scale = dropout_rate / CLASSIFIER_DROPOUT[0]
         blocks: list[nn.Module] = []
@@ -129,7 +133,7 @@ class EmotionCNN(
     def conv_layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
         """The twelve convolutions in order, each with the batch norm that follows it."""
         layers = [module for block in self.features for module in block]
-        return [(a, b) for a, b in zip(layers, layers[1:], strict=False) if isinstance(a, nn.Conv2d)]
+        return [(conv, norm) for conv, norm in pairwise(layers) if isinstance(conv, nn.Conv2d)]
 
     def unfreeze_blocks(self, count: int) -> None:
         """Train the classifier and the last `count` (0 to 5) feature blocks; freeze the blocks before them.
@@ -201,5 +205,6 @@ def create_enhanced_grayscale_model(
     if use_transfer_adaptation:
         from emotion.transfer import adapt_backbone, load_donor
 
-        adapt_backbone(model.conv_layers(), load_donor(pretrained_backbone), pretrained_backbone)
+        transferred = adapt_backbone(model.features, load_donor(pretrained_backbone))
+        model.transferred_share = transferred / sum(parameter.numel() for parameter in model.parameters())
     return model.to(device or "cpu")

@@ -11,9 +11,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,40 +35,45 @@ class TrainingDiverged(RuntimeError):
     """The training loss is no longer a finite number; the best weights so far are on disk."""
 
 
+def _option(default: Any, text: str) -> Any:
+    """A field of the configuration, with the text that documents it here and on the command line."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides how a network is trained; the defaults are the original recipe."""
+    """Everything that decides how a network is trained; the defaults are the original recipe.
 
-    epochs: int = 25
-    patience: int = 7
-    """Epochs without a better validation accuracy after which training stops."""
-    batch_size: int = 32
-    """Faces per step and process."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Adam, or SGD with Nesterov momentum 0.9."""
-    learning_rate: float = 1e-3
-    backbone_learning_rate: float = 1e-5
-    """Rate of the feature blocks when they start from transferred filters."""
-    weight_decay: float = 1e-4
-    schedule: Literal["step", "cosine"] = "step"
-    """step: halve the rate every 8 epochs; cosine: warm up over a tenth of the steps, then a half cosine to zero."""
-    dropout_rate: float = 0.5
-    label_smoothing: float = 0.0
-    soft_targets: bool = False
-    """Learn from the FER+ vote distribution where votes are given."""
-    augmentation: tuple[float, float] = (0.3, 1.0)
-    """Augmentation strength in the first and, after a linear rise, from the middle of the training on."""
-    image_sizes: tuple[int, ...] = (IMAGE_SIZE,)
-    """Sides of the training pictures, in pixels, each for an equal share of the epochs (progressive resizing, Tan & Le
-    2021, arXiv 2104.00298); validation is always at 48."""
-    ema_decay: float = 0.0
-    """Decay per step of the averaged weights that are validated and kept; 0 keeps the trained ones."""
-    transfer: Literal["vgg16", "vgg16_bn", "resnet18"] | None = None
-    unfreeze_every: int = 0
-    """Train the classifier first and one more feature block every so many epochs; 0 trains all from the start."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the processor computes in it."""
-    seed: int = 0
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    epochs: int = _option(25, "passes over the training faces")
+    patience: int = _option(7, "epochs without a better validation accuracy after which training stops")
+    batch_size: int = _option(32, "faces per step and process")
+    optimizer: Literal["adam", "sgd"] = _option("adam", "Adam, or SGD with Nesterov momentum 0.9")
+    learning_rate: float = _option(1e-3, "peak learning rate")
+    backbone_learning_rate: float = _option(1e-5, "peak learning rate of transferred feature blocks")
+    weight_decay: float = _option(1e-4, "weight decay of convolution and dense weights")
+    schedule: Literal["step", "cosine"] = _option(
+        "step", "halve the rate every 8 epochs, or warm up over a tenth of the steps and follow a half cosine to zero"
+    )
+    dropout_rate: float = _option(0.5, "first dropout of the classifier; the other nine scale with it")
+    label_smoothing: float = _option(0.0, "share of each target that is spread over all classes")
+    soft_targets: bool = _option(False, "learn from the FER+ vote distribution as well (needs votes)")
+    augmentation: tuple[float, float] = _option(
+        (0.3, 1.0), "augmentation strength, 0 to 1, of the first epoch and, after a linear rise, of the second half"
+    )
+    image_sizes: tuple[int, ...] = _option(
+        (IMAGE_SIZE,),
+        "sides of the training pictures in pixels, each for an equal share of the epochs (progressive resizing, Tan & "
+        "Le 2021, arXiv 2104.00298); validation is always at 48",
+    )
+    ema_decay: float = _option(0.0, "decay per step of the averaged weights that are validated and kept; 0: no average")
+    transfer: Literal["vgg16", "vgg16_bn", "resnet18"] | None = _option(None, "start from ImageNet filters of this net")
+    unfreeze_every: int = _option(0, "epochs until one more feature block trains, from the last; 0: all from the start")
+    precision: Literal["auto", "float32", "bfloat16"] = _option("auto", "auto: bfloat16 where the processor has it")
+    seed: int = _option(0, "seed of weights, order, augmentation and dropout")
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("unfreeze_every", 0), ("seed", 0)):

@@ -107,9 +107,7 @@ class RandomRotation(GeometricStep):
 class RandomAffine(GeometricStep):
     """Shift by up to `translate` of the side, scale by a factor from `scale`, shear by up to `shear` degrees."""
 
-    def __init__(
-        self, translate: float = 0.1, scale: tuple[float, float] = (0.9, 1.1), shear: float = 10.0
-    ) -> None:
+    def __init__(self, translate: float = 0.1, scale: tuple[float, float] = (0.9, 1.1), shear: float = 10.0) -> None:
         self.translate = translate
         self.scale = scale
         self.shear = shear
@@ -143,7 +141,9 @@ class RandomPerspectiveSmall(GeometricStep):
     def matrix(self, params: Params) -> Tensor:
         """Unit square to quadrilateral in closed form (Heckbert 1989, Fundamentals of Texture Mapping, 2.2.3)."""
         square = params["corners"].new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-        (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (corner.unbind(-1) for corner in (square + params["corners"]).unbind(1))
+        (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (
+            corner.unbind(-1) for corner in (square + params["corners"]).unbind(1)
+        )
         dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
         dy1, dy2, dy3 = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
         det = dx1 * dy2 - dx2 * dy1
@@ -342,11 +342,10 @@ class Pipeline:
 
         Args and errors as for a single `Step`. With strength 0 only the validation steps are left.
         """
-        result = _to_batch(image)
-        matrix = None
-        for _, _, result, matrix in self._run(result, strength, generator):
-            pass
-        return _shaped_like(result if matrix is None else warp(result, matrix), image)
+        batch, matrix = _to_batch(image), None
+        for state in self._run(batch, strength, generator):
+            _, _, batch, matrix = state
+        return _shaped_like(batch if matrix is None else warp(batch, matrix), image)
 
     def trace(
         self, image: Image.Image | Tensor, strength: float = 1.0, generator: torch.Generator | None = None
@@ -429,18 +428,16 @@ def warp(images: Tensor, matrix: Tensor) -> Tensor:
     return F.grid_sample(images - FILL, grid, padding_mode="zeros", align_corners=False) + FILL
 
 
-def _uniform(
-    count: int, low: float, high: float, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _uniform(count: int, low: float, high: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
     # Drawn where the generator lives, so that a CPU generator gives the same picture on every device.
     source = generator.device if generator else device
     return (low + (high - low) * torch.rand(count, generator=generator, device=source)).to(device)
 
 
 def _matrix(*entries: Tensor | float) -> Tensor:
-    """Six or eight entries in row order, numbers or (N,), to matrices (N, 3, 3) that end in what is missing of 0 0 1."""
+    """Six or eight entries in row order, numbers or (N,), to matrices (N, 3, 3); the last row is 0 0 1 or ends in 1."""
     like = next(entry for entry in entries if isinstance(entry, Tensor))
-    rows = (*entries, 0, 0, 1)[: len(entries)] + (0, 0, 1)[len(entries) - 6 :]
+    rows = (*entries, *(0, 0, 1)[len(entries) - 6 :])
     return torch.stack([torch.as_tensor(e, device=like.device).expand_as(like) for e in rows], dim=1).view(-1, 3, 3)
 
 

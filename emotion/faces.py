@@ -1,0 +1,402 @@
+"""From a photo to faces: open any picture upright, find every face, cut it out as FER2013 frames its faces."""
+
+import importlib.util
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import joblib
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from emotion.labels import IMAGE_SIZE
+
+MAX_PIXELS: Final = 8192 * 6144
+"""Largest picture that is opened: what cameras sell as 50 megapixels."""
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+"""Formats that are opened. Pillow knows more, but some of them start other programs."""
+SEARCH_SIDE: Final = 640
+"""Longest side of the picture in which faces are searched, in pixels."""
+MIN_FACE: Final = 28
+"""Smallest face that is searched for, in pixels of the searched picture."""
+# The paper's image pyramid and the thresholds of its three networks.
+PYRAMID_STEP: Final = 0.709
+THRESHOLDS: Final = (0.6, 0.7, 0.8)
+
+BACKGROUND: Final = 128
+"""Grey behind transparent pixels: the middle, so that the edge of a cut-out face is a weak one against any skin."""
+FRAME_SCALE: Final = 1.07
+FRAME_SHIFT: Final = -0.005
+"""FER2013's frame around a detector's box: side over sqrt(width * height), and the shift down over that side."""
+UPRIGHT: Final = np.array([-0.2 - 0.17j, 0.2 - 0.17j, 0.05j, -0.17 + 0.22j, 0.17 + 0.22j])
+"""The five landmarks of an upright face as complex numbers x + iy, in sides of FER2013's frame from its centre."""
+
+TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation (CIPA DC-008, tag 0x0112)."""
+
+
+def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> Image.Image:
+    """Open a picture and turn it upright, whatever its colour mode.
+
+    The content and not the name decides what a file is. The first frame of an animation is taken, the EXIF
+    orientation is applied (an unreadable one is ignored), transparency is laid on mid-grey, and 16-bit and
+    floating-point grey is scaled to 8 bits rather than clipped.
+
+    Args:
+        source: path of a PNG, JPEG, WebP, GIF, TIFF or BMP file, the bytes of one, a PIL image, or an array
+            (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of uint8, uint16 or float in [0, 1].
+
+    Returns:
+        An 8-bit image in mode "RGB"; the given object itself if it is one already and upright.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the source is not a picture, is damaged, or has more than `MAX_PIXELS` pixels.
+    """
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source))
+    if isinstance(source, Image.Image):
+        return _decode(source, "The PIL image")
+    if isinstance(source, bytes):
+        return _read(io.BytesIO(source), f"The picture of {len(source)} bytes")
+    if not isinstance(source, (str, Path)):
+        raise ValueError(
+            f"A picture cannot be a {type(source).__name__}; give a path, bytes, PIL image or NumPy array."
+        )
+    name = f"'{source}'"
+    if os.path.isdir(source):
+        raise ValueError(f"{name} is a folder; give the path of one picture.")
+    if not os.path.isfile(source):
+        raise FileNotFoundError(f"{name} does not exist; give the path of a picture.")
+    try:
+        stream = open(source, "rb")
+    except OSError as error:
+        raise ValueError(f"{name} cannot be opened ({error.strerror}); allow reading it or give another.") from None
+    with stream:
+        return _read(stream, name)
+
+
+def _read(stream: io.BufferedIOBase, name: str) -> Image.Image:
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"{name} has {_TOO_LARGE}") from None
+    except Exception:  # Pillow's readers raise anything on hostile bytes.
+        raise ValueError(f"{name} is not a picture; give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file.") from None
+    return _decode(image, name)
+
+
+_TOO_LARGE: Final = f"more than {MAX_PIXELS / 1e6:.0f} megapixels; give a smaller copy."
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{name} has {image.width} x {image.height} pixels, {_TOO_LARGE}")
+    try:
+        image.load()
+        turn = TURNS.get(_orientation(image))
+        return _to_rgb(image if turn is None else image.transpose(turn))
+    except Exception as error:  # As above.
+        raise ValueError(f"{name} is damaged or incomplete ({error}); give an intact copy.") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # A damaged EXIF block is no reason to refuse the picture.
+        return 1
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    accepted = "give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or float in [0, 1]."
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)) or array.size == 0:
+        raise ValueError(f"The array has shape {array.shape}; {accepted}")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise ValueError(f"The array has shape {array.shape}, {_TOO_LARGE}")
+    if array.dtype == np.uint16:
+        array = (array // 257).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ValueError(f"The {array.dtype} array reaches from {array.min()} to {array.max()}; {accepted}")
+        array = (array * 255).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"The array is of {array.dtype}; {accepted}")
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        array = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        # These modes name no white; files hold fractions, 8-bit or 16-bit values in them.
+        peak = float(array.max())
+        white = next((white for white in (1, 255, 65535) if peak <= white and (white > 1 or image.mode == "F")), peak)
+        image = Image.fromarray((array.clip(0) * (255 / white)).round().astype(np.uint8))
+    if "A" in image.mode.upper() or "transparency" in image.info:
+        image = image.convert("LA") if image.mode == "La" else image
+        colour = image.convert("RGBA")
+        image = Image.new("RGB", image.size, (BACKGROUND,) * 3)
+        image.paste(colour, mask=colour)
+    image = image.convert("RGB")
+    # What is upright now must not be turned again by whoever reads the orientation next.
+    image.info.clear()
+    return image
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face in a photo.
+
+    Attributes:
+        box: x, y, width and height in pixels of the upright photo; may reach beyond its edges.
+        score: the detector's probability that this is a face, in [0, 1].
+        landmarks: (x, y) of the left eye, right eye, nose, left and right corner of the mouth, in pixels of the
+            upright photo; left and right as the viewer sees them.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    landmarks: tuple[tuple[float, float], ...]
+
+
+class _Net(nn.Module):
+    """One MTCNN network, fully convolutional: its dense layers are convolutions that cover the whole map.
+
+    Args:
+        layers: channels, kernel and pooling (0 for none) of each layer.
+        heads: number of outputs of each head.
+        arrays: the Keras weights in the order of the layers, then the heads.
+    """
+
+    def __init__(self, layers: Sequence[tuple[int, int, int]], heads: Sequence[int], arrays: list[np.ndarray]) -> None:
+        super().__init__()
+        trunk: list[nn.Module] = []
+        channels_in = 3
+        for channels, kernel, pool in layers:
+            trunk += [nn.Conv2d(channels_in, channels, kernel), nn.PReLU(channels)]
+            if pool:
+                # Rounding up is what Keras calls 'same' here; where it says 'valid' the sizes divide.
+                trunk.append(nn.MaxPool2d(pool, 2, ceil_mode=True))
+            channels_in = channels
+        self.trunk = nn.Sequential(*trunk)
+        self.heads = nn.ModuleList(nn.Conv2d(channels_in, outputs, 1) for outputs in heads)
+        for parameter, array in zip(self.parameters(), arrays, strict=True):
+            weights = torch.from_numpy(array)
+            if array.ndim == 4:
+                weights = weights.permute(3, 2, 0, 1)
+            elif array.ndim == 2:
+                # Dense weights run over width, height, channels: the networks come from column-major Matlab.
+                side = parameter.shape[-1]
+                weights = weights.view(side, side, -1, array.shape[1]).permute(3, 2, 1, 0)
+            parameter.data.copy_(weights.reshape(parameter.shape))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Float RGB images (N, 3, H, W) in [-1, 1] to box offsets (N, 4, h, w), landmarks (N, 10, h, w) if the
+        network has them, and the probability of a face (N, h, w)."""
+        features = self.trunk(images)
+        *outputs, logits = [head(features) for head in self.heads]
+        return [*outputs, logits.softmax(dim=1)[:, 1]]
+
+
+class FaceDetector:
+    """Multi-task cascaded convolutional networks (Zhang et al. 2016, arXiv 1604.02878) in PyTorch.
+
+    The weights are those that the package `mtcnn` carries (MIT licence); its code and TensorFlow are not imported.
+    A detector keeps no state between pictures and may be used from several threads.
+
+    Raises:
+        FileNotFoundError: if the package `mtcnn` 1.0.0 is not installed.
+    """
+
+    def __init__(self) -> None:
+        package = importlib.util.find_spec("mtcnn")
+        folder = Path(package.origin).parent / "assets" / "weights" if package and package.origin else Path("mtcnn")
+        if not folder.is_dir():
+            raise FileNotFoundError("The face detector's weights are missing; run 'pip install mtcnn==1.0.0'.")
+        arrays = [joblib.load(folder / f"{name}.lz4") for name in ("pnet", "rnet", "onet")]
+        self.proposal = _Net([(10, 3, 2), (16, 3, 0), (32, 3, 0)], (4, 2), arrays[0])
+        self.refinement = _Net([(28, 3, 3), (48, 3, 3), (64, 2, 0), (128, 3, 0)], (4, 2), arrays[1])
+        self.output = _Net([(32, 3, 3), (64, 3, 3), (64, 3, 2), (128, 2, 0), (256, 3, 0)], (4, 10, 2), arrays[2])
+
+    @torch.inference_mode()
+    def detect(self, image: Image.Image) -> list[Face]:
+        """Find the faces in an upright 8-bit RGB photo (see `open_image`), the largest box first.
+
+        The photo is searched at `SEARCH_SIDE` pixels on its longest side, or its own size if that is smaller.
+
+        Raises:
+            ValueError: if the image is not in mode "RGB".
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"The image is in mode {image.mode}; pass it through open_image first.")
+        scale = min(1.0, SEARCH_SIDE / max(image.size))
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        pixels = np.array(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+        boxes = self._propose(pixels)
+        boxes, scores, _ = _refine(self.refinement, pixels, boxes, 24, THRESHOLDS[1])
+        boxes = boxes[_suppress(boxes, scores, 0.7)]
+        boxes, scores, points = _refine(self.output, pixels, boxes, 48, THRESHOLDS[2])
+        # A box within another one is the same face here, so the overlap counts against the smaller of the two.
+        kept = _suppress(boxes, scores, 0.7, of_smaller=True)
+
+        boxes, points = boxes.reshape(-1, 2, 2), points.reshape(-1, 2, 5).transpose(0, 2, 1)
+        to_photo = np.array(image.size) / size
+        faces = []
+        for (start, end), score, landmarks in zip(
+            boxes[kept] * to_photo, scores[kept], points[kept] * to_photo, strict=True
+        ):
+            box = tuple(np.concatenate([start, end - start]).tolist())
+            faces.append(Face(box, float(score), tuple((x, y) for x, y in landmarks.tolist())))
+        return sorted(faces, key=lambda face: face.box[2] * face.box[3], reverse=True)
+
+    def _propose(self, pixels: np.ndarray) -> np.ndarray:
+        """Slide the first network over an image pyramid of `pixels` (H, W, 3); boxes (N, 4) as x1, y1, x2, y2."""
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().sub_(127.5).div_(128)
+        found, found_scores = [np.empty((0, 4))], [np.empty(0)]
+        scale = 12 / MIN_FACE
+        while min(pixels.shape[:2]) * scale >= 12 * PYRAMID_STEP:
+            size = [max(1, round(side * scale)) for side in pixels.shape[:2]]
+            level = F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False)
+            # Half a window of grey around the picture, so that faces which its edge cuts are found too.
+            offsets, probability = self.proposal(F.pad(level, (6,) * 4))
+            rows, columns = torch.nonzero(probability[0] > THRESHOLDS[0], as_tuple=True)
+            corners = torch.stack([columns, rows], dim=1).double() * 2 - 6
+            windows = torch.cat([corners, corners + 12], dim=1) + 12 * offsets[0, :, rows, columns].T
+            boxes = windows.numpy() * np.tile(np.array(pixels.shape[1::-1]) / size[::-1], 2)
+            scores = probability[0, rows, columns].numpy()
+            kept = _suppress(boxes, scores, 0.5)
+            found.append(boxes[kept])
+            found_scores.append(scores[kept])
+            scale *= PYRAMID_STEP
+        boxes = np.concatenate(found)
+        return boxes[_suppress(boxes, np.concatenate(found_scores), 0.7)]
+
+
+def _refine(
+    net: _Net, pixels: np.ndarray, boxes: np.ndarray, size: int, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run a network on square patches around `boxes` (N, 4), resized to `size`.
+
+    Returns corrected boxes (M, 4), probabilities (M,) and landmarks (M, 10; five x, then five y) of the M faces
+    above the threshold.
+    """
+    if not len(boxes):
+        return boxes, np.empty(0), np.empty((0, 10))
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
+    patches = np.stack(
+        [
+            _cut(pixels, complex(*centre), side, size, cv2.BORDER_CONSTANT)
+            for centre, side in zip(centres, sides[:, 0], strict=True)
+        ]
+    )
+    images = torch.from_numpy(patches).permute(0, 3, 1, 2).float().sub_(127.5).div_(128)
+    offsets, *landmarks, probability = [output.flatten(1).double().numpy() for output in net(images)]
+    corners = centres - sides / 2
+    boxes = np.concatenate([corners, corners + sides], axis=1) + sides * offsets
+    points = corners.repeat(5, axis=1) + sides * landmarks[0] if landmarks else np.empty((len(boxes), 10))
+    kept = probability[:, 0] > threshold
+    return boxes[kept], probability[kept, 0], points[kept]
+
+
+def _suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float, of_smaller: bool = False) -> np.ndarray:
+    """Greedy non-maximum suppression; indices of the boxes (N, 4) that are kept, best score first.
+
+    The overlap is measured against the union of two boxes, or against the smaller one.
+    """
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    order = np.argsort(-scores, kind="stable")
+    kept = []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        start = np.maximum(boxes[best, :2], boxes[order, :2])
+        end = np.minimum(boxes[best, 2:], boxes[order, 2:])
+        common = (end - start).clip(0).prod(axis=1)
+        whole = np.minimum(areas[best], areas[order]) if of_smaller else areas[best] + areas[order] - common
+        order = order[common <= threshold * whole]
+    return np.array(kept, dtype=int)
+
+
+def _cut(pixels: np.ndarray, centre: complex, side: float, size: int, border: int, turn: complex = 1) -> np.ndarray:
+    """Cut a square out of `pixels` (H, W) or (H, W, 3) and resize it to `size`, with one interpolation.
+
+    The square is sampled at least as finely as the picture, then averaged down, which is what keeps it free of
+    aliasing. `centre` is x + iy in pixels and `turn`, of length 1, the direction of the square's top edge.
+    """
+    fine = size * max(1, math.ceil(side / size))
+    step = turn * side / fine
+    corner = centre - (0.5 + 0.5j) + step * (0.5 - fine / 2) * (1 + 1j)
+    matrix = np.array([[step.real, -step.imag, corner.real], [step.imag, step.real, corner.imag]])
+    square = cv2.warpAffine(
+        pixels,
+        matrix,
+        (fine, fine),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=border,
+        borderValue=(BACKGROUND,) * 3,
+    )
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _cut_grey(image: Image.Image, centre: complex, side: float, turn: complex = 1) -> np.ndarray:
+    # Half the diagonal reaches every corner of a turned square; two pixels more feed the interpolation. OpenCV
+    # takes no picture wider than 32767 pixels, and there is no need to make a large photo grey for one face.
+    reach = side * math.sqrt(0.5) + 2
+    left, top = max(0, math.floor(centre.real - reach)), max(0, math.floor(centre.imag - reach))
+    right, bottom = math.ceil(centre.real + reach), math.ceil(centre.imag + reach)
+    region = image.crop((left, top, min(image.width, right), min(image.height, bottom)))
+    pixels = np.asarray(region.convert("L"))
+    return _cut(pixels, centre - complex(left, top), side, IMAGE_SIZE, cv2.BORDER_REPLICATE, turn)
+
+
+def crop_face(image: Image.Image, face: Face) -> np.ndarray:
+    """Cut a face out of the photo in which it was found, framed and upright as in FER2013.
+
+    The frame is a square of side 1.07 sqrt(width * height) of the box. It is turned by the angle that brings the
+    landmarks closest to those of an upright face (Umeyama 1991): the eyes' line counts as much as its length, so
+    that in a half profile the line from the eyes to the mouth decides. Beyond the photo its edge is repeated.
+
+    Args:
+        image: the upright photo, mode "RGB" or "L".
+        face: a face that `FaceDetector.detect` found in it.
+
+    Returns:
+        Grey uint8 (48, 48), 0-255.
+    """
+    x, y, width, height = face.box
+    side = FRAME_SCALE * math.sqrt(width * height)
+    points = np.array(face.landmarks) @ (1, 1j)
+    turn = complex(np.vdot(UPRIGHT - UPRIGHT.mean(), points))
+    turn = turn / abs(turn) if turn else 1
+    centre = complex(x + width / 2, y + height / 2) + 1j * turn * FRAME_SHIFT * side
+    return _cut_grey(image, centre, side, turn)
+
+
+def crop_whole(image: Image.Image) -> np.ndarray:
+    """Take the whole picture for a face: its centre square as grey uint8 (48, 48), 0-255.
+
+    A grey picture of 48x48 pixels comes back as it is.
+    """
+    return _cut_grey(image, complex(*image.size) / 2, min(image.size))

@@ -1,0 +1,104 @@
+"""Train the network on FER2013, FER+ or class folders; see `python train.py --help`."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+from pathlib import Path
+
+from emotion.checkpoint import save_checkpoint
+from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
+from emotion.evaluate import compute_logits, evaluate, fit_temperature
+from emotion.labels import LABEL_SETS
+from emotion.trainer import RECIPES, TrainingConfig, fit
+
+HELD_OUT = 0.1
+
+
+def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, TrainingConfig]:
+    """Command line to data and output options, and the recipe with its overrides; exits with 2 for wrong usage."""
+    parser = argparse.ArgumentParser(
+        description="Train the 48x48 grey expression network and keep the epoch with the best validation accuracy.",
+        epilog="example: python train.py --data fer2013.csv --recipe best --votes fer2013new.csv --output runs/first",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", required=True, metavar="FILE_OR_FOLDER", help="FER2013 CSV (or .xz ...), or class folders"
+    )
+    data.add_argument("--votes", metavar="CSV", help="FER+ votes (fer2013new.csv) of the same rows")
+    data.add_argument("--labels", default="fer2013", choices=LABEL_SETS, help="label set (default: %(default)s)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--output", required=True, metavar="FOLDER", type=Path, help="checkpoint folder to write")
+    run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
+    recipe = parser.add_argument_group("recipe", "what is given here replaces the value of the recipe")
+    recipe.add_argument("--recipe", default="original", choices=RECIPES, help="starting point (default: %(default)s)")
+    for field in dataclasses.fields(TrainingConfig):
+        recipe.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **_option(field))
+    options = parser.parse_args(arguments)
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainingConfig)}
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
+    try:
+        return options, dataclasses.replace(RECIPES[options.recipe], **given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _option(field: dataclasses.Field) -> dict[str, typing.Any]:
+    """How argparse reads one value of the configuration; left out, it is None."""
+    if isinstance(field.default, bool):
+        return {"action": argparse.BooleanOptionalAction}
+    if isinstance(field.default, tuple):
+        return {"type": type(field.default[0]), "nargs": "+" if len(field.default) == 1 else len(field.default)}
+    if isinstance(field.default, (int, float)):
+        return {"type": type(field.default)}
+    hint = typing.get_type_hints(TrainingConfig)[field.name]
+    literal = next((part for part in typing.get_args(hint) if typing.get_origin(part) is typing.Literal), hint)
+    return {"choices": typing.get_args(literal)}
+
+
+def load_splits(options: argparse.Namespace, soft_targets: bool) -> tuple[FaceDataset, FaceDataset, str]:
+    """Training faces, validation faces, and what the latter are called; the test split is never touched."""
+    train, validation = SPLIT_NAMES[0], SPLIT_NAMES[1]
+    training = load_dataset(options.data, train[0], options.labels, options.votes, soft_targets)
+    for name in available_splits(options.data):
+        if name.lower() in validation:
+            return training, load_dataset(options.data, name, options.labels, options.votes), name
+    return *hold_out(training, HELD_OUT), f"{HELD_OUT:.0%} held out of the training split"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, calibrate, measure on the validation faces, write it all to the checkpoint; returns the exit code."""
+    options, config = parse_arguments(arguments)
+    try:
+        training, validation, split = load_splits(options, config.soft_targets)
+        model = fit(config, training, validation, options.output, options.resume)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # diverged, or no ImageNet weights
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command with --resume goes on.", file=sys.stderr)
+        return 130
+    if int(os.environ.get("RANK", 0)) > 0:  # one of several processes: the first one does the rest
+        return 0
+    model.temperature = fit_temperature(compute_logits(model, validation)[0], validation.class_indices)
+    about = {"split": split, "label_set": options.labels}
+    metrics = {
+        "validation": about | evaluate(model, validation),
+        "validation_tta": about | evaluate(model, validation, tta=True),
+        # FER2013 repeats faces across its splits; this is the figure without those that training has seen.
+        "validation_unseen": about | evaluate(model, without_duplicates_of(validation, training)),
+    }
+    save_checkpoint(model, options.output, metrics=metrics)
+    for name, figures in metrics.items():
+        print(
+            f"{name}: accuracy {figures['accuracy']:.4f}, ECE {figures['ece']:.4f} on {figures['rows']} rows of {split}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
