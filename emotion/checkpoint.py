@@ -133,15 +133,15 @@ def load_checkpoint(
                 f"revision {revision!r} is for the Hub, but {path_or_hub_id} is a local file; leave it out."
             )
         config, state = _read_pth(Path(path_or_hub_id))
-        model = _empty_model(config, path_or_hub_id)
+        model = _build(config, path_or_hub_id)
         source = path_or_hub_id
     else:
         # The configuration is checked first: a foreign repository is refused before its weights are downloaded.
         file = _locate(path_or_hub_id, "config.json", revision)
-        model = _empty_model(_read_json(file), file)
+        model = _build(_read_json(file), file)
         source = _locate(path_or_hub_id, "model.safetensors", revision)
         state = _read_safetensors(source)
-    model.load_state_dict(_checked(state, model, source), assign=True)
+    model.load_state_dict(_checked(state, model, source))
     return model.to(device).eval()
 
 
@@ -222,26 +222,26 @@ def load_training_state(file: str | Path) -> dict[str, Any]:
 
 
 def _snapshot(model: EmotionCNN) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights as they are now, checked; the weights are float32 copies on the CPU."""
+    """Configuration and weights as they are now, checked; the weights are contiguous, float32 and on the CPU."""
     # Not the mixin's own configuration: that one dates from the construction and lacks a temperature fitted since.
     config = {key: getattr(model, key) for key in CONFIG_KEYS} | {"labels": list(model.labels)}
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    return config, _checked(state, _empty_model(config, "the model"), "the model")
+    return config, _checked(state, _build(config, "the model"), "the model")
 
 
-def _empty_model(config: Any, source: str | Path) -> EmotionCNN:
-    """The network that `config` describes, without memory for its weights."""
+def _build(config: Any, source: str | Path) -> EmotionCNN:
+    """The network that `config` describes, freshly initialised."""
     if not isinstance(config, dict) or "num_classes" not in config:
         raise ValueError(f"{source} is no configuration of this network (it has no num_classes); {ACCEPTED}.")
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):  # Saving and loading must not change what a training draws next.
             return EmotionCNN(**{key: config[key] for key in CONFIG_KEYS if key in config})
     except ValueError as error:
         raise ValueError(f"{source} does not describe this network: {error}") from error
 
 
 def _checked(state: Mapping[str, Any], model: EmotionCNN, source: str | Path) -> dict[str, Tensor]:
-    """Copies of the tensors in `state`, each of the name, shape and type that `model` has and with finite values."""
+    """The tensors of `state` in `model`'s types, if each has the name, shape and kind that `model` has and is finite."""
     expected = model.state_dict()
     if state.keys() != expected.keys():
         missing = [name for name in expected if name not in state]
@@ -265,7 +265,7 @@ def _checked(state: Mapping[str, Any], model: EmotionCNN, source: str | Path) ->
                 f"{source} is not this network's weights: {name} has shape {tuple(tensor.shape)}, but "
                 f"{model.num_classes} classes need {tuple(like.shape)}; {ACCEPTED}."
             )
-        weights[name] = tensor.detach().to(like.dtype, copy=True, memory_format=torch.contiguous_format)
+        weights[name] = tensor.detach().to(like.dtype).contiguous()
         if not weights[name].isfinite().all() or (name.endswith("running_var") and (weights[name] < 0).any()):
             raise ValueError(
                 f"{source} holds NaN, infinity or a negative variance in {name}, so it cannot predict; use an "

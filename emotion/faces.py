@@ -312,10 +312,19 @@ def _refine(
         ]
     )
     images = torch.from_numpy(patches).permute(0, 3, 1, 2).float().sub_(127.5).div_(128)
-    offsets, *landmarks, probability = [output.flatten(1).double().numpy() for output in net(images)]
+    # What is no face seldom looks like one in the mirror too; a face does, and its two answers are better than one.
+    offsets, *landmarks, probability = [
+        output.flatten(1).double().numpy().reshape(2, len(boxes), -1) for output in net(torch.cat([images, images.flip(3)]))
+    ]
+    offsets[1] = offsets[1][:, [2, 1, 0, 3]] * (-1, 1, -1, 1)
     corners = centres - sides / 2
-    boxes = np.concatenate([corners, corners + sides], axis=1) + sides * offsets
-    points = corners.repeat(5, axis=1) + sides * landmarks[0] if landmarks else np.empty((len(boxes), 10))
+    boxes = np.concatenate([corners, corners + sides], axis=1) + sides * offsets.mean(axis=0)
+    points = np.empty((len(boxes), 10))
+    if landmarks:
+        landmarks[0][1, :, :5] = 1 - landmarks[0][1, :, :5]
+        landmarks[0][1] = landmarks[0][1][:, [1, 0, 2, 4, 3, 6, 5, 7, 9, 8]]
+        points = corners.repeat(5, axis=1) + sides * landmarks[0].mean(axis=0)
+    probability = probability.mean(axis=0)
     kept = probability[:, 0] > threshold
     return boxes[kept], probability[kept, 0], points[kept]
 

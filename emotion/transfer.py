@@ -60,13 +60,7 @@ def load_donor(backbone: str) -> VGG | ResNet:
         with redirect_stdout(sys.stderr):
             state = weights.get_state_dict(check_hash=True, weights_only=True)
         donor.load_state_dict(state, assign=True)
-    except (
-        OSError,
-        HTTPException,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
+    except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise RuntimeError(
             f"The ImageNet weights of {backbone} could not be read from {file} or downloaded from {weights.url} "
             f"({getattr(error, 'reason', type(error).__name__)}); run once with a network, put an intact copy of the "
@@ -145,10 +139,7 @@ def _layers(features: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | N
 
 
 def _adapt_layer(
-    conv: nn.Conv2d,
-    norm: nn.BatchNorm2d,
-    donor_conv: nn.Conv2d,
-    donor_norm: nn.BatchNorm2d | None,
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, donor_conv: nn.Conv2d, donor_norm: nn.BatchNorm2d | None
 ) -> None:
     every = donor_conv.out_channels // conv.out_channels
     kernels = donor_conv.weight[::every]

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -35,27 +36,43 @@ ROOT = Path(__file__).parents[1]
 LABELS = ("joy", "anger", "naïve calm")
 
 
+def smooth_pictures(seed: int) -> Tensor:
+    """Sixteen pictures that differ after pooling, too, unlike noise."""
+    coarse = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, 48, mode="bilinear")
+
+
 @pytest.fixture(scope="module")
 def model() -> EmotionCNN:
     """A network with batch-norm statistics and decided predictions, as training leaves it, and a fitted temperature."""
     torch.manual_seed(0)
     model = EmotionCNN(3, dropout_rate=0.3, labels=LABELS)
     nn.init.normal_(model.classifier[-1].weight, std=0.3)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.momentum = None  # A plain mean, which needs few batches.
     with torch.no_grad():
-        for _ in range(3):
-            model.train()(torch.randn(16, 1, 48, 48))
+        for seed in range(3):
+            model.train()(smooth_pictures(seed))
     model.temperature = 1.3
     return model.eval()
 
 
 @pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randn(16, 1, 48, 48, generator=torch.Generator().manual_seed(1))
+def saved(model: EmotionCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_checkpoint(model, tmp_path_factory.mktemp("saved") / "checkpoint")
+    save_pth(model, folder.parent / "model.pth")
+    return folder.parent
 
 
 @pytest.fixture
-def folder(model: EmotionCNN, tmp_path: Path) -> Path:
-    return save_checkpoint(model, tmp_path / "checkpoint")
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved / "checkpoint", tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def file(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(saved / "model.pth", tmp_path / "model.pth"))
 
 
 def stored_as(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -111,16 +128,17 @@ def test_folder_holds_half_weights_full_statistics_and_the_current_configuration
     ]
 
 
-def test_round_trip_through_the_folder(
-    model: EmotionCNN, folder: Path, images: Tensor, capsys: pytest.CaptureFixture
-) -> None:
+def test_round_trip_through_the_folder(model: EmotionCNN, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    random = torch.get_rng_state()
     loaded = load_checkpoint(folder)
+    assert torch.equal(torch.get_rng_state(), random)
     assert (loaded.labels, loaded.temperature, loaded.dropout_rate) == (LABELS, 1.3, 0.3)
     assert not any(module.training for module in loaded.modules())
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     widened = {name: t.float() if t.is_floating_point() else t for name, t in stored_as(model.state_dict()).items()}
     assert_same_tensors(dict(loaded.state_dict()), widened)
     with torch.inference_mode():
+        images = smooth_pictures(9)
         before, after = model.probabilities(images), loaded.probabilities(images)
     assert before.max() - before.min() > 0.5  # Otherwise the next line would say nothing.
     assert (before - after).abs().max() < 1e-3
@@ -404,8 +422,7 @@ def test_missing_paths_are_named_without_asking_the_hub(
         load_checkpoint(tmp_path / "user" / "name")
 
 
-def test_a_revision_of_local_files_is_refused(folder: Path, model: EmotionCNN) -> None:
-    file = save_pth(model, folder / "model.pth")
+def test_a_revision_of_local_files_is_refused(folder: Path, file: Path) -> None:
     for path in (folder, file):
         with pytest.raises(ValueError, match="revision 'v1' is for the Hub") as caught:
             load_checkpoint(path, revision="v1")
@@ -423,7 +440,7 @@ def plain(value: object) -> bool:
     return type(value) in (str, int, float, bool, type(None), Tensor)
 
 
-def test_pth_has_the_keys_of_the_original_in_plain_types(model: EmotionCNN, tmp_path: Path, images: Tensor) -> None:
+def test_pth_has_the_keys_of_the_original_in_plain_types(model: EmotionCNN, tmp_path: Path) -> None:
     file = save_pth(
         model, tmp_path / "new" / "a.pth", history={"val_acc": (1.5, 2.5)}, training_config={"lr": 0.1}, best_val_acc=66
     )
@@ -441,8 +458,6 @@ def test_pth_has_the_keys_of_the_original_in_plain_types(model: EmotionCNN, tmp_
     loaded = load_checkpoint(str(file))
     assert (loaded.labels, loaded.temperature, loaded.training) == (LABELS, 1.3, False)
     assert_same_tensors(dict(loaded.state_dict()), dict(model.state_dict()))
-    with torch.inference_mode():
-        assert torch.equal(loaded(images), model(images))
     with pytest.raises(FileNotFoundError, match="is one file, without metrics.json"):
         load_metadata(file, "metrics")
 
@@ -506,10 +521,10 @@ def test_a_pickle_that_executes_code_is_refused_and_not_run(model: EmotionCNN, t
 
 
 def bomb(file: Path) -> None:
-    """A megabyte on disk, a gigabyte unpacked."""
-    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data/x", "w") as record:
-        for _ in range(64):
-            record.write(bytes(2**24))
+    """A few megabytes on disk, more than 512 MiB unpacked."""
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for index in range(33):
+            archive.writestr(f"archive/data/x{index}", bytes(2**24))
 
 
 DAMAGED_FILES: dict[str, Callable[[Path], object]] = {
@@ -543,10 +558,9 @@ BAD_TENSORS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED_FILES.values(), ids=DAMAGED_FILES.keys())
-def test_damaged_files_are_refused(model: EmotionCNN, tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    file = save_pth(model, tmp_path / "a.pth")
+def test_damaged_files_are_refused(file: Path, damage: Callable[[Path], object]) -> None:
     damage(file)
-    with pytest.raises(ValueError, match="a.pth") as caught:
+    with pytest.raises(ValueError, match="model.pth") as caught:
         load_checkpoint(file)
     assert_one_sentence(caught.value, file)
 
@@ -679,21 +693,22 @@ def hub(folder: Path) -> Iterator[Hub]:
         server.shutdown()
 
 
-def load_in_another_process(endpoint: str, folder: Path, calls: list[dict]) -> list[Any]:
-    """What each call gives, as all of standard output says; the Hub's address is read only when its library is imported."""
+def load_in_another_process(endpoint: str, folder: Path, calls: list[dict]) -> list[tuple[Any, float]]:
+    """Result and seconds of each call, in a process that finds the Hub at `endpoint` when it imports its library."""
     program = """if True:
-        import json, sys
+        import json, sys, time
         from emotion.checkpoint import load_checkpoint, load_metadata
         for call in json.load(sys.stdin):
+            started = time.monotonic()
             try:
                 if "name" in call:
                     result = load_metadata(**call)
                 else:
                     model = load_checkpoint(**call)
-                    result = [model.labels, model.temperature, float(model.classifier[-1].bias.sum())]
+                    result = [model.labels, model.temperature, model.classifier[-1].bias.sum().item()]
             except (FileNotFoundError, ValueError) as error:
                 result = f"{type(error).__name__}: {error}"
-            print(json.dumps(result))
+            print(json.dumps([result, time.monotonic() - started]))
     """
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -710,10 +725,10 @@ def load_in_another_process(endpoint: str, folder: Path, calls: list[dict]) -> l
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def test_loading_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
@@ -721,7 +736,7 @@ def test_loading_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "local").mkdir()
     save_checkpoint(EmotionCNN(), tmp_path / "local" / "faces")
     hub.repositories["local/faces"] = hub.repositories["someone/faces"]
-    good, pinned, metrics, local, revision, missing, gated, pickled, foreign, damaged, cached = load_in_another_process(
+    answers = load_in_another_process(
         endpoint,
         tmp_path,
         [
@@ -738,7 +753,10 @@ def test_loading_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
             {"path_or_hub_id": "someone/faces"},
         ],
     )
-    bias = float(load_checkpoint(folder).classifier[-1].bias.sum())
+    good, pinned, metrics, local, revision, missing, gated, pickled, foreign, damaged, cached = (
+        result for result, _ in answers
+    )
+    bias = load_checkpoint(folder).classifier[-1].bias.sum().item()
     assert good == pinned == cached == [list(LABELS), 1.3, bias]
     assert metrics == {"accuracy": 0.5}
     assert local[0] == list(EmotionCNN().labels)
@@ -759,7 +777,8 @@ def test_loading_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
 def test_without_a_network_the_error_is_quick_and_clear(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         port = server.server_port
-    started = time.monotonic()
-    (text,) = load_in_another_process(f"http://127.0.0.1:{port}", tmp_path, [{"path_or_hub_id": "someone/faces"}])
-    assert time.monotonic() - started < 40  # Most of it imports PyTorch.
+    ((text, seconds),) = load_in_another_process(
+        f"http://127.0.0.1:{port}", tmp_path, [{"path_or_hub_id": "someone/faces"}]
+    )
+    assert seconds < 30  # On a busy machine; a few milliseconds on an idle one.
     assert_one_sentence(FileNotFoundError(text), "no local folder or file is named 'someone/faces'", "the connection")

@@ -93,8 +93,7 @@ def test_convolutions_are_3x3_padded_grey_and_without_bias(model: EmotionCNN) ->
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, 1.9])
 def test_dropout_rates_scale_together(scale: float) -> None:
-    with torch.device("meta"):
-        model = EmotionCNN(dropout_rate=0.5 * scale)
+    model = EmotionCNN(dropout_rate=0.5 * scale)
     published = [0.1, 0.125, 0.15, 0.175, 0.2, 0.5, 0.35, 0.25, 0.15, 0.1]
     rates = [module.p for module in modules_of(model, nn.Dropout, nn.Dropout2d)]
     assert rates == pytest.approx([rate * scale for rate in published])
@@ -183,8 +182,7 @@ def test_unfreezing_trains_the_last_blocks_only(count: int) -> None:
 
 
 def test_calibration_is_softmax_of_divided_logits() -> None:
-    with torch.device("meta"):
-        model = EmotionCNN(temperature=1.7)
+    model = EmotionCNN(temperature=1.7)
     logits = torch.tensor([[0.3, -2.0, 5.0, 1.0, 0.0, 0.0, 2.5], [900.0, 0.0, 898.0, 0.0, -900.0, 1.0, 2.0]])
     powers = np.exp((logits.numpy().astype(np.float64) - logits.numpy().max(1, keepdims=True)) / 1.7)
     np.testing.assert_allclose(model.calibrate(logits), powers / powers.sum(1, keepdims=True), rtol=1e-4, atol=1e-7)
@@ -205,11 +203,10 @@ def test_probabilities_are_calibrated_and_independent_of_the_batch(model: Emotio
 
 def test_labels_follow_the_number_of_classes() -> None:
     fer2013 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-    with torch.device("meta"):
-        assert EmotionCNN().labels == fer2013
-        assert EmotionCNN(8).labels == (*fer2013, "contempt")
-        assert len(set(EmotionCNN(6).labels)) == 6
-        assert EmotionCNN(2, labels=["cat", "dog"]).labels == ("cat", "dog")
+    assert EmotionCNN().labels == fer2013
+    assert EmotionCNN(8).labels == (*fer2013, "contempt")
+    assert len(set(EmotionCNN(6).labels)) == 6
+    assert EmotionCNN(2, labels=["cat", "dog"]).labels == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Serve the page: `python app.py`, then open the address that it prints."""
+
+import argparse
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Load the network, build the page and serve it until interrupted; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Serve the page that finds faces in a photo and says which expression each one shows.",
+        epilog="EMOTION_CHECKPOINT names another network (folder, .pth file or Hub id). "
+        "Gradio's own variables, such as GRADIO_SERVER_NAME, hold where a flag is left out.",
+    )
+    parser.add_argument(
+        "--share", action="store_true", default=None, help="also open a public link, through gradio.live"
+    )
+    parser.add_argument(
+        "--host", metavar="ADDRESS", help="address to listen on (0.0.0.0: every network; default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", metavar="NUMBER", type=int, help="port to listen on (default: first free one from 7860)"
+    )
+    options = parser.parse_args(arguments)
+
+    from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor
+    from emotion.ui import LAUNCH_OPTIONS, build_page
+
+    try:
+        page = build_page(EmotionPredictor.from_checkpoint(os.environ.get("EMOTION_CHECKPOINT") or DEFAULT_CHECKPOINT))
+        page.launch(share=options.share, server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS)
+    except (ValueError, OSError) as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
