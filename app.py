@@ -23,12 +23,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
+    # Here and not above: `--help` and a wrong checkpoint need not wait for gradio.
     from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor
-    from emotion.ui import LAUNCH_OPTIONS, build_page
 
     try:
-        page = build_page(EmotionPredictor.from_checkpoint(os.environ.get("EMOTION_CHECKPOINT") or DEFAULT_CHECKPOINT))
-        page.launch(share=options.share, server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS)
+        predictor = EmotionPredictor.from_checkpoint(os.environ.get("EMOTION_CHECKPOINT") or DEFAULT_CHECKPOINT)
+
+        from emotion.ui import LAUNCH_OPTIONS, build_page
+
+        build_page(predictor).launch(
+            share=options.share, server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS
+        )
     except (ValueError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ import argparse
 import dataclasses
 import os
 import sys
-import typing
 from pathlib import Path
+from typing import Any
 
 from emotion.checkpoint import save_checkpoint
 from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Tr
         parser.error(str(error))
 
 
-def _option(field: dataclasses.Field) -> dict[str, typing.Any]:
+def _option(field: dataclasses.Field) -> dict[str, Any]:
     """How argparse reads one value of the configuration; left out, it is None."""
     if isinstance(field.default, bool):
         return {"action": argparse.BooleanOptionalAction}
@@ -52,9 +52,7 @@ def _option(field: dataclasses.Field) -> dict[str, typing.Any]:
         return {"type": type(field.default[0]), "nargs": "+" if len(field.default) == 1 else len(field.default)}
     if isinstance(field.default, (int, float)):
         return {"type": type(field.default)}
-    hint = typing.get_type_hints(TrainingConfig)[field.name]
-    literal = next((part for part in typing.get_args(hint) if typing.get_origin(part) is typing.Literal), hint)
-    return {"choices": typing.get_args(literal)}
+    return {"choices": field.metadata["choices"]}
 
 
 def load_splits(options: argparse.Namespace, soft_targets: bool) -> tuple[FaceDataset, FaceDataset, str]:

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, configuration and metadata in a folder that is at once a Hub model repository, or in one `.pth`.
+"""Checkpoints: weights, configuration and metadata in a folder that is also a Hub model repository, or in one `.pth`.
 
 Nothing that is read here executes code, and nothing is believed: weights are safetensors, or a `.pth` of tensors and
 plain values only, and every tensor's name, shape, type and values are checked against the network first.
@@ -30,7 +30,7 @@ from torch import Tensor
 from emotion.model import EmotionCNN
 
 CONFIG_KEYS = ("num_classes", "dropout_rate", "labels", "temperature")
-"""The arguments of `EmotionCNN` that `config.json` and a `.pth`'s `model_config` hold; only `num_classes` is required."""
+"""Arguments of `EmotionCNN` in `config.json` and a `.pth`'s `model_config`; only `num_classes` is required."""
 METADATA = ("history", "metrics", "training_config")
 """What a checkpoint folder may hold beside configuration and weights, each as `NAME.json`."""
 # Far above what this project writes (a few kB, 27 MB, about 140 MB), far below what would hurt a machine.
@@ -98,8 +98,9 @@ def save_checkpoint(
                 )
     documents = {"config": config, "history": history, "metrics": metrics, "training_config": training_config}
     files = {f"{name}.json": _to_json(name, value) for name, value in documents.items() if value is not None}
-    # "format" is what the readers of the field expect; the digest lets ours notice damage, which safetensors does not.
-    files["model.safetensors"] = safetensors.torch.save(weights, {"format": "pt", "sha256": _digest(weights)})
+    # The digest lets the reader notice damage, which safetensors does not. It stands alone, because safetensors writes
+    # several entries in random order, and the same weights shall give the same file.
+    files["model.safetensors"] = safetensors.torch.save(weights, {"sha256": _digest(weights)})
     folder = Path(folder)
     with ExitStack() as stack:  # No file is replaced before all are written.
         for name, content in files.items():
@@ -241,7 +242,7 @@ def _build(config: Any, source: str | Path) -> EmotionCNN:
 
 
 def _checked(state: Mapping[str, Any], model: EmotionCNN, source: str | Path) -> dict[str, Tensor]:
-    """The tensors of `state` in `model`'s types, if each has the name, shape and kind that `model` has and is finite."""
+    """The tensors of `state` in `model`'s types; each must have `model`'s name, shape and kind, and be finite."""
     expected = model.state_dict()
     if state.keys() != expected.keys():
         missing = [name for name in expected if name not in state]

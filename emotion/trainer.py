@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from emotion.checkpoint import atomic_write, load_checkpoint, load_training_stat
 from emotion.data import FaceDataset
 from emotion.labels import IMAGE_SIZE
 from emotion.model import BLOCKS, EmotionCNN, create_enhanced_grayscale_model
+from emotion.transfer import BACKBONES
 from emotion.transforms import Pipeline, get_enhanced_transforms_grayscale_48
 
 STATE_FILE = "training_state.pt"
@@ -35,9 +36,9 @@ class TrainingDiverged(RuntimeError):
     """The training loss is no longer a finite number; the best weights so far are on disk."""
 
 
-def _option(default: Any, text: str) -> Any:
-    """A field of the configuration, with the text that documents it here and on the command line."""
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field of the configuration, with what documents it here and on the command line."""
+    return field(default=default, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class TrainingConfig:
     epochs: int = _option(25, "passes over the training faces")
     patience: int = _option(7, "epochs without a better validation accuracy after which training stops")
     batch_size: int = _option(32, "faces per step and process")
-    optimizer: Literal["adam", "sgd"] = _option("adam", "Adam, or SGD with Nesterov momentum 0.9")
+    optimizer: str = _option("adam", "Adam, or SGD with Nesterov momentum 0.9", ("adam", "sgd"))
     learning_rate: float = _option(1e-3, "peak learning rate")
     backbone_learning_rate: float = _option(1e-5, "peak learning rate of transferred feature blocks")
     weight_decay: float = _option(1e-4, "weight decay of convolution and dense weights")
-    schedule: Literal["step", "cosine"] = _option(
-        "step", "halve the rate every 8 epochs, or warm up over a tenth of the steps and follow a half cosine to zero"
+    schedule: str = _option(
+        "step",
+        "halve the rate every 8 epochs, or warm up over a tenth of the steps and follow a half cosine to zero",
+        ("step", "cosine"),
     )
     dropout_rate: float = _option(0.5, "first dropout of the classifier; the other nine scale with it")
     label_smoothing: float = _option(0.0, "share of each target that is spread over all classes")
@@ -70,9 +73,11 @@ class TrainingConfig:
         "Le 2021, arXiv 2104.00298); validation is always at 48",
     )
     ema_decay: float = _option(0.0, "decay per step of the averaged weights that are validated and kept; 0: no average")
-    transfer: Literal["vgg16", "vgg16_bn", "resnet18"] | None = _option(None, "start from ImageNet filters of this net")
+    transfer: str | None = _option(None, "start from ImageNet filters of this net (default: from scratch)", BACKBONES)
     unfreeze_every: int = _option(0, "epochs until one more feature block trains, from the last; 0: all from the start")
-    precision: Literal["auto", "float32", "bfloat16"] = _option("auto", "auto: bfloat16 where the processor has it")
+    precision: str = _option(
+        "auto", "auto: bfloat16 where the processor computes in it", ("auto", "float32", "bfloat16")
+    )
     seed: int = _option(0, "seed of weights, order, augmentation and dropout")
 
     def __post_init__(self) -> None:
@@ -82,6 +87,17 @@ class TrainingConfig:
         for name in ("learning_rate", "backbone_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a positive number.")
+        for name in ("dropout_rate", "label_smoothing", "ema_decay", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 up to, not including, 1.")
+        for option in dataclasses.fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if choices and value not in (*choices, option.default):
+                raise ValueError(f"{option.name} is {value!r}; choose from {', '.join(choices)}.")
+        if self.transfer == "resnet18" and self.unfreeze_every:
+            raise ValueError("resnet18 leaves the first block untrained, which must not be frozen; use a VGG donor.")
+        if len(self.augmentation) != 2 or not all(0 <= strength <= 1 for strength in self.augmentation):
+            raise ValueError(f"augmentation is {self.augmentation}; give two strengths from 0 to 1.")
         if not self.image_sizes or min(self.image_sizes) < 16:
             raise ValueError(f"image_sizes are {self.image_sizes}; give sides of at least 16 pixels (four max-pools).")
 
@@ -291,7 +307,9 @@ def fit(
         raise FileExistsError(f"{output} already holds a run; pass --resume to go on with it, or another --output.")
 
     precision = _precision(config)
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no")
+    # Told so, Accelerate forms a group of CPU processes too, whatever launched them.
+    no_gpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=no_gpu, mixed_precision="bf16" if precision == "bfloat16" else "no")
     device = accelerator.device
     identity = {
         "config": dataclasses.asdict(config),

@@ -44,6 +44,7 @@ OTHER_COLOUR: Final = "#0284c7"
 
 CSS: Final = """
 footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-text-color) !important; }
+.gradio-container :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 #photo-input .icon:not(.selected) { color: var(--body-text-color); }
 #intro h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.2; margin: .5rem 0 .25rem; }
 #intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
@@ -51,9 +52,9 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 #photo-summary { min-height: 1.75rem; font-size: 1.125rem; line-height: 1.5; }
 #photo-summary .error { border-left: 4px solid #dc2626; padding-left: .75rem; }
 .photo { position: relative; overflow: hidden; border-radius: 8px; width: fit-content; margin: 0 auto 1rem; }
-.photo img { display: block; max-width: 100%; max-height: 60vh; }
+.photo img { display: block; max-width: 100%; max-height: 36vh; }
 .box { position: absolute; border: 2px solid #fff; outline: 2px solid #111; border-radius: 2px; }
-.photo .number { position: absolute; }
+.photo .number { position: absolute; padding: 0 .25em; font-size: .75rem; border-width: 1px; }
 .number { display: inline-block; min-width: 1.5em; padding: 0 .4em; font-size: .875rem; font-weight: 650;
   line-height: 1.5; text-align: center; color: #fff; background: #111; border: 2px solid #fff; border-radius: 4px; }
 .faces { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
@@ -144,9 +145,7 @@ def _photo_tab(predictor: EmotionPredictor) -> None:
         item: dict[str, Any] = {"image": Path(image).name, "faces": [], "error": None}
         try:
             for face in predictor.predict(image):
-                item["faces"].append(
-                    {k: getattr(face, k) for k in ("box", "score", "emotion", "confidence", "probabilities")}
-                )
+                item["faces"].append({name: value for name, value in vars(face).items() if name != "crop"})
         except (ValueError, FileNotFoundError) as error:
             item["error"] = _named(error, image)
         return item
@@ -234,7 +233,7 @@ def _picture(photo: Image.Image, faces: list[Prediction]) -> str:
             f"{100 * pixels / side:.2f}%" for pixels, side in zip(face.box, photo.size * 2, strict=True)
         )
         # The number stands on the box, but never beyond the picture.
-        left, top = f"max(0px, min({x} - 2px, 100% - 2rem))", f"max(0px, {y} - 2rem)"
+        left, top = f"max(0px, min({x} - 2px, 100% - 1.5rem))", f"max(0px, {y} - 1.5rem)"
         boxes += (
             f'<span class="box" style="left:{x};top:{y};width:{width};height:{height}"></span>'
             f'<b class="number" style="left:{left};top:{top}" aria-hidden="true">{number}</b>'

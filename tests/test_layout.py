@@ -1,0 +1,145 @@
+"""The house keeps its floors, and every public name says what it is."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import emotion
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "emotion.labels": 0,
+    "emotion.transforms": 1,
+    "emotion.faces": 1,
+    "emotion.data": 1,
+    "emotion.transfer": 1,
+    "emotion.explain": 1,
+    "emotion.model": 2,
+    "emotion.checkpoint": 3,
+    "emotion.trainer": 4,
+    "emotion.predict": 4,
+    "emotion.evaluate": 4,
+    "emotion.export": 4,
+    "emotion.hub": 5,
+    "emotion.ui": 5,
+    "emotion.demo": 5,
+    "emotion": 6,
+    "emotion.__main__": 6,
+    "app": 7,
+    "train": 7,
+}
+"""A module imports only from floors below its own. What is planned but not built yet is listed too."""
+
+SOURCES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("emotion/**/*.py"))
+}
+PUBLIC_API = [
+    "create_enhanced_grayscale_model",
+    "get_enhanced_transforms_grayscale_48",
+    "RandomHorizontalFlip",
+    "RandomRotation",
+    "RandomAffine",
+    "RandomPerspectiveSmall",
+    "RandomContrast",
+    "RandomBrightness",
+    "RandomSharpness",
+    "AdaptiveHistogramEqualization",
+    "ToTensor",
+    "Normalize",
+    "GrayscaleNoise",
+    "train_epoch",
+    "validate_epoch",
+    "load_and_predict_48x48_grayscale",
+    "EmotionPredictor",
+]
+"""The names of the original description, and the predictor."""
+
+
+def imported(module: str) -> Iterator[str]:
+    """Full names of the modules that a module imports, at its top or within a function."""
+    for node in ast.walk(ast.parse(SOURCES[module].read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno} of {SOURCES[module]}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            # `from package import module` means the module, `from module import name` the module before "import".
+            yield from (name if name in SOURCES else node.module for name in names)
+
+
+def test_the_modules_are_found() -> None:
+    assert {"emotion", "emotion.labels", "emotion.predict", "train"} <= SOURCES.keys()
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_a_module_imports_only_from_floors_below_its_own(module: str) -> None:
+    assert module in FLOORS, f"give {module} a floor in this test and in the table of the layout"
+    used = {name: FLOORS[name] for name in imported(module) if name in SOURCES}
+    assert not [name for name, floor in used.items() if floor >= FLOORS[module]], f"floors: {used}"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES.keys() - {"app", "emotion.ui"}))
+def test_only_the_page_imports_gradio(module: str) -> None:
+    assert not [name for name in imported(module) if name.split(".")[0] in ("gradio", "gradio_client")]
+
+
+def test_the_public_names_load_neither_gradio_nor_accelerate() -> None:
+    code = (
+        "import sys, emotion\n"
+        "early = 'torch' in sys.modules\n"
+        "for name in emotion.__all__: getattr(emotion, name)\n"
+        "print(early, [name for name in ('torch', 'gradio', 'accelerate', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False ['torch']\n"
+
+
+def test_the_names_of_the_original_description_are_importable() -> None:
+    assert set(PUBLIC_API) <= set(emotion.__all__) == set(dir(emotion))
+    for name in PUBLIC_API:
+        assert getattr(emotion, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = emotion.nothing
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_public_names_have_types_and_a_docstring(module: str) -> None:
+    tree = ast.parse(SOURCES[module].read_text("utf-8"))
+    missing = [] if ast.get_docstring(tree) else ["docstring of the module"]
+    documented: dict[str, set[str]] = {}
+    for node in tree.body:
+        members, inherited = [node], set()
+        if isinstance(node, ast.ClassDef):
+            members += node.body
+            # A method that overrides a documented one of the same file has its docstring, as inspect.getdoc sees it.
+            inherited.update(*(documented.get(ast.unparse(base), ()) for base in node.bases))
+            own = [child for child in node.body if isinstance(child, ast.FunctionDef) and ast.get_docstring(child)]
+            documented[node.name] = inherited | {child.name for child in own}
+            if node.name.startswith("_"):
+                continue
+        for member in members:
+            if not isinstance(member, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            special = member.name.startswith("__") and member.name.endswith("__")
+            if member.name.startswith("_") and not special:
+                continue
+            where = f"{member.name}, line {member.lineno}"
+            # What a special method does, its name says.
+            if not special and member.name not in inherited and not ast.get_docstring(member):
+                missing.append(f"docstring of {where}")
+            if not isinstance(member, ast.ClassDef) and not is_typed(member, method=member is not node):
+                missing.append(f"types of {where}")
+    assert not missing
+
+
+def is_typed(function: ast.FunctionDef | ast.AsyncFunctionDef, method: bool) -> bool:
+    given = function.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+    static = any(ast.unparse(decorator) == "staticmethod" for decorator in function.decorator_list)
+    # The first argument of a method is the object or the class.
+    return function.returns is not None and all(a.annotation for a in arguments[method and not static :])

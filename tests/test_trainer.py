@@ -1,0 +1,325 @@
+"""Training against a loop written out by hand, torch's own schedules, and uninterrupted runs."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from emotion.checkpoint import load_checkpoint, load_training_state
+from emotion.data import FaceDataset
+from emotion.demo import make_dataset
+from emotion.labels import FER2013_LABELS
+from emotion.model import EmotionCNN
+from emotion.trainer import (
+    RECIPES,
+    STATE_FILE,
+    FaceLoader,
+    TrainingConfig,
+    TrainingDiverged,
+    fit,
+    train_epoch,
+    validate_epoch,
+)
+from emotion.transforms import get_enhanced_transforms_grayscale_48
+
+ROOT = Path(__file__).parents[1]
+# 16-pixel pictures cost a ninth of the arithmetic and go through the same code.
+QUICK = TrainingConfig(epochs=3, batch_size=16, image_sizes=(16,), learning_rate=0.003)
+
+
+@pytest.fixture(scope="module")
+def faces() -> FaceDataset:
+    return make_dataset(56, seed=1)
+
+
+@pytest.fixture(scope="module")
+def other_faces() -> FaceDataset:
+    return make_dataset(28, seed=2)
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48 * 48, 16), nn.ReLU(), nn.Linear(16, 7))
+
+
+def batches(faces: FaceDataset, as_classes: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    images = get_enhanced_transforms_grayscale_48(False)(faces.images[:, None])
+    targets = faces.class_indices if as_classes else 0.9 * faces.targets + 0.1 / 7
+    return list(zip(images.split(20), targets.split(20), strict=True))
+
+
+@pytest.mark.parametrize("as_classes", [True, False], ids=["class indices", "distributions"])
+def test_train_epoch_is_plain_gradient_descent(faces: FaceDataset, as_classes: bool) -> None:
+    loader = batches(faces, as_classes)
+    ours, reference = small_network(), small_network()
+    result = train_epoch(ours, loader, nn.CrossEntropyLoss(), torch.optim.SGD(ours.parameters(), 0.05), "cpu")
+
+    losses, right = [], []
+    for images, targets in loader:
+        log_probabilities = reference(images).log_softmax(1)
+        distribution = nn.functional.one_hot(targets, 7).float() if as_classes else targets
+        per_face = -(distribution * log_probabilities).sum(1)
+        gradients = torch.autograd.grad(per_face.mean(), list(reference.parameters()))
+        losses += per_face.tolist()
+        right += (log_probabilities.argmax(1) == distribution.argmax(1)).tolist()
+        with torch.no_grad():
+            for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
+                parameter -= 0.05 * gradient
+    for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert result == pytest.approx((np.mean(losses), np.mean(right)), rel=1e-5)
+
+
+def test_epochs_take_objects_prepared_by_accelerate(faces: FaceDataset) -> None:
+    from accelerate import Accelerator
+
+    images = get_enhanced_transforms_grayscale_48(False)(faces.images[:, None])
+    loader = DataLoader(TensorDataset(images, faces.class_indices), batch_size=20)
+    plain, criterion = small_network(), nn.CrossEntropyLoss()
+    expected = train_epoch(plain, loader, criterion, torch.optim.SGD(plain.parameters(), 0.05), "cpu")
+
+    accelerator = Accelerator(cpu=True)
+    network = small_network()
+    model, optimizer, prepared = accelerator.prepare(network, torch.optim.SGD(network.parameters(), 0.05), loader)
+    assert train_epoch(model, prepared, criterion, optimizer, accelerator.device) == expected
+    assert validate_epoch(model, prepared, criterion, "cpu")[:2] == validate_epoch(plain, loader, criterion, "cpu")[:2]
+
+
+def test_validate_epoch_measures_without_training(faces: FaceDataset) -> None:
+    network = EmotionCNN()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    loader = batches(faces, as_classes=True)
+    loss, accuracy, predictions, targets = validate_epoch(network, loader, nn.CrossEntropyLoss(), "cpu")
+    with torch.no_grad():
+        logits = network.eval()(torch.cat([images for images, _ in loader]))
+    assert torch.equal(targets, faces.class_indices)
+    assert torch.equal(predictions, logits.argmax(1))
+    assert accuracy == pytest.approx((logits.argmax(1) == faces.class_indices).float().mean())
+    assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, faces.class_indices)), rel=1e-5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_an_empty_loader_is_refused() -> None:
+    network = small_network()
+    with pytest.raises(ValueError, match="gave no batch; give at least one face"):
+        train_epoch(network, [], nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), 0.1), "cpu")
+
+
+def test_loader_shows_every_face_in_a_new_order_each_epoch() -> None:
+    # The picture's grey level says which row it is.
+    images = torch.arange(30, dtype=torch.uint8)[:, None, None].expand(30, 48, 48).contiguous()
+    rows = FaceDataset(images, torch.eye(7)[torch.arange(30) % 7], FER2013_LABELS)
+    loader = FaceLoader(rows, 10, get_enhanced_transforms_grayscale_48(False), shuffle=True, seed=4)
+
+    def order() -> list[int]:
+        return [round(float(image.mean() * 127.5 + 127.5)) for batch, _ in loader for image in batch]
+
+    first, again = order(), order()
+    loader.epoch = 1
+    assert sorted(first) == sorted(order()) == list(range(30))
+    assert first == again
+    assert first != order()
+
+
+@pytest.mark.parametrize("name", ["step", "cosine"])
+def test_learning_rate_follows_the_schedule(faces: FaceDataset, tmp_path: Path, name: str) -> None:
+    config = dataclasses.replace(QUICK, epochs=10, schedule=name, batch_size=28, patience=10)
+    fit(config, faces.subset(range(28)), faces.subset(range(7)), tmp_path / "run")
+    rates = [entry["learning_rate"] for entry in json.loads((tmp_path / "run" / "history.json").read_text())]
+    if name == "step":
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], config.learning_rate)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=8, gamma=0.5)
+        expected = []
+        for _ in range(10):
+            expected += scheduler.get_last_lr()
+            optimizer.step()
+            scheduler.step()
+    else:
+        # One step an epoch: a warm-up of one step, then half a cosine over the nine that are left.
+        expected = [config.learning_rate * min(1, (1 + math.cos(math.pi * max(0, k - 1) / 9)) / 2) for k in range(10)]
+    assert rates == pytest.approx(expected)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = load_training_state(folder / STATE_FILE)
+    assert (folder / "model.safetensors").exists()
+    return {**state["network"], **{f"average of {k}": v for k, v in (state["averaged"] or {}).items()}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "sgd", "schedule": "cosine", "ema_decay": 0.9, "image_sizes": (16, 16, 24), "unfreeze_every": 1},
+    ],
+    ids=["original", "sgd"],
+)
+def test_a_killed_run_resumes_to_identical_weights(
+    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path, changes: dict
+) -> None:
+    config = dataclasses.replace(QUICK, **changes)
+    fit(config, faces, other_faces, tmp_path / "whole")
+
+    settings, output = dataclasses.asdict(config), str(tmp_path / "cut")
+    program = (
+        f"import torch; torch.set_num_threads({torch.get_num_threads()}); "
+        "from emotion.demo import make_dataset; from emotion.trainer import TrainingConfig, fit; "
+        f"fit(TrainingConfig(**{settings!r}), make_dataset(56, seed=1), make_dataset(28, seed=2), {output!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "cut" / STATE_FILE).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(load_training_state(tmp_path / "cut" / STATE_FILE)["history"])
+    assert 1 <= done < config.epochs
+
+    fit(config, faces, other_faces, tmp_path / "cut", resume=True)
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    kept, expected = (load_checkpoint(tmp_path / name).state_dict() for name in ("cut", "whole"))
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def test_best_epoch_is_kept_and_patience_ends_the_run(
+    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(QUICK, epochs=30, patience=2, learning_rate=1e-9)
+    network = fit(config, faces, other_faces, tmp_path / "run")
+    history = json.loads((tmp_path / "run/history.json").read_text())
+    accuracies = [entry["validation_accuracy"] for entry in history]
+    best = accuracies.index(max(accuracies))
+    assert len(history) == best + 1 + config.patience < config.epochs
+    loader = FaceLoader(other_faces, 256, get_enhanced_transforms_grayscale_48(False))
+    _, accuracy, _, _ = validate_epoch(network, loader, nn.CrossEntropyLoss(), "cpu")
+    assert accuracy == max(accuracies)
+    assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_diverging_run_stops_and_keeps_the_best_weights(
+    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
+) -> None:
+    # The warm-up starts at a sane rate and doubles it every step, up to one that no network survives.
+    config = dataclasses.replace(
+        QUICK, epochs=30, patience=30, optimizer="sgd", schedule="cosine", learning_rate=1e30, weight_decay=0.0
+    )
+    sane = dataclasses.replace(config, learning_rate=1e-3)
+    with pytest.raises(TrainingDiverged, match="lower the learning rate"):
+        fit(config, faces, other_faces, tmp_path / "broken")
+    fit(dataclasses.replace(sane, epochs=1), faces, other_faces, tmp_path / "run")
+    before = (tmp_path / "run/model.safetensors").read_bytes()
+    state = load_training_state(tmp_path / "run" / STATE_FILE)
+    state["network"] = {k: v * math.nan if v.is_floating_point() else v for k, v in state["network"].items()}
+    state["identity"]["config"] = dataclasses.asdict(dataclasses.replace(sane, epochs=2))
+    torch.save(state, tmp_path / "run" / STATE_FILE)
+    with pytest.raises(TrainingDiverged):
+        fit(dataclasses.replace(sane, epochs=2), faces, other_faces, tmp_path / "run", resume=True)
+    assert (tmp_path / "run/model.safetensors").read_bytes() == before
+    assert load_checkpoint(tmp_path / "run").labels == FER2013_LABELS
+
+
+def test_a_run_is_neither_overwritten_nor_continued_as_another(
+    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(QUICK, epochs=1)
+    with pytest.raises(FileNotFoundError):
+        fit(config, faces, other_faces, tmp_path / "run", resume=True)
+    fit(config, faces, other_faces, tmp_path / "run")
+    with pytest.raises(FileExistsError, match="already holds a run; pass --resume"):
+        fit(config, faces, other_faces, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run with config"):
+        fit(dataclasses.replace(config, seed=1), faces, other_faces, tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="holds a run with data"):
+        fit(config, other_faces, other_faces, tmp_path / "run", resume=True)
+
+
+def test_original_recipe_is_the_published_one() -> None:
+    config = RECIPES["original"]
+    assert (config.epochs, config.patience, config.batch_size, config.optimizer) == (25, 7, 32, "adam")
+    assert (config.learning_rate, config.backbone_learning_rate, config.weight_decay) == (1e-3, 1e-5, 1e-4)
+    assert (config.schedule, config.dropout_rate) == ("step", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epochs": 0}, "epochs is 0; give a whole number of at least 1"),
+        ({"batch_size": 1}, "batch_size is 1; give a whole number of at least 2"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; give a positive number"),
+        ({"image_sizes": (8,)}, "give sides of at least 16"),
+        ({"augmentation": (0.0, 2.0)}, "augmentation is .*; give two strengths from 0 to 1"),
+        ({"optimizer": "lion"}, "optimizer is 'lion'; choose from adam, sgd"),
+        ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(QUICK, **changes)
+
+
+# The command
+
+
+def write_csv(folder: Path) -> Path:
+    """Drawn faces in Kaggle's format, with a training and a validation split."""
+    tables = []
+    for usage, faces in (("Training", make_dataset(42, seed=1)), ("PublicTest", make_dataset(21, seed=2))):
+        pixels = [" ".join(map(str, image.flatten().tolist())) for image in faces.images]
+        tables.append(pd.DataFrame({"emotion": faces.class_indices.tolist(), "pixels": pixels, "Usage": usage}))
+    pd.concat(tables).to_csv(folder / "fer2013.csv", index=False)
+    return folder / "fer2013.csv"
+
+
+def run(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"EMOTION_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_train_one_network(tmp_path: Path) -> None:
+    # Without --multi_gpu Accelerate leaves starting processes to MPI; with it and no GPU, they are CPU processes.
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2)
+    options = ("--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0)
+    arguments = ("--data", write_csv(tmp_path), "--output", tmp_path / "run", "--epochs", 2, "--image-sizes", 16)
+    done = run(*launch, *options, "train.py", *arguments, "--batch-size", 7, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation: accuracy") == 1
+    run_settings = json.loads((tmp_path / "run/training_config.json").read_text())
+    assert run_settings["processes"] == 2
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["validation"]
+    history = json.loads((tmp_path / "run/history.json").read_text())
+    assert metrics["rows"] == 21
+    # The two halves of the validation faces were measured apart; together they must give the same figure.
+    assert metrics["accuracy"] == pytest.approx(max(entry["validation_accuracy"] for entry in history))
+
+
+def test_help_groups_its_flags_and_wrong_usage_exits_with_2(tmp_path: Path) -> None:
+    done = run(sys.executable, "train.py", "--help", folder=tmp_path)
+    assert done.returncode == 0
+    assert [f"{group}:\n" in done.stdout for group in ("data", "run")] == [True, True]
+    assert "\nrecipe:\n" in done.stdout
+    data = write_csv(tmp_path)
+    for arguments, sentence in (
+        (("--data", "missing.csv", "--output", tmp_path / "run"), "missing.csv does not exist; give"),
+        (("--data", data, "--output", tmp_path / "run", "--labels", "ferplus"), "No FER+ votes"),
+        (("--data", data, "--output", tmp_path / "run", "--epochs", "0"), "epochs is 0"),
+        (("--data", data), "the following arguments are required: --output"),
+    ):
+        done = run(sys.executable, "train.py", *arguments, folder=tmp_path)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
