@@ -21,23 +21,27 @@ from emotion.labels import IMAGE_SIZE
 
 MAX_PIXELS: Final = 8192 * 6144
 """Largest picture that is opened: what cameras sell as 50 megapixels."""
+_TOO_LARGE: Final = f"more than {MAX_PIXELS / 1e6:.0f} megapixels; give a smaller copy."
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 """Formats that are opened. Pillow knows more, but some of them start other programs."""
 SEARCH_SIDE: Final = 640
 """Longest side of the picture in which faces are searched, in pixels."""
 MIN_FACE: Final = 28
 """Smallest face that is searched for, in pixels of the searched picture."""
-# The paper's image pyramid and the thresholds of its three networks.
 PYRAMID_STEP: Final = 0.709
+"""From one level of the image pyramid to the next: half the area."""
 THRESHOLDS: Final = (0.6, 0.7, 0.8)
+"""Probabilities above which the three networks keep a box."""
+DARK: Final = 64
+"""Mean below which a picture is brightened for the search, 0-255."""
 
 BACKGROUND: Final = 128
 """Grey behind transparent pixels: the middle, so that the edge of a cut-out face is a weak one against any skin."""
 FRAME_SCALE: Final = 1.07
 FRAME_SHIFT: Final = -0.005
 """FER2013's frame around a detector's box: side over sqrt(width * height), and the shift down over that side."""
-UPRIGHT: Final = np.array([-0.2 - 0.17j, 0.2 - 0.17j, 0.05j, -0.17 + 0.22j, 0.17 + 0.22j])
-"""The five landmarks of an upright face as complex numbers x + iy, in sides of FER2013's frame from its centre."""
+UPRIGHT: Final = np.array([-0.185 - 0.115j, 0.185 - 0.115j, 0.1j, -0.16 + 0.285j, 0.16 + 0.285j])
+"""FER2013's median landmarks as complex numbers x + iy, in sides of its frame from the frame's centre."""
 
 TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,11 +88,9 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> Image.I
         raise ValueError(f"{name} is a folder; give the path of one picture.")
     if not os.path.isfile(source):
         raise FileNotFoundError(f"{name} does not exist; give the path of a picture.")
-    try:
-        stream = open(source, "rb")
-    except OSError as error:
-        raise ValueError(f"{name} cannot be opened ({error.strerror}); allow reading it or give another.") from None
-    with stream:
+    if not os.access(source, os.R_OK):
+        raise ValueError(f"{name} may not be read; change its permissions or give another picture.")
+    with open(source, "rb") as stream:
         return _read(stream, name)
 
 
@@ -98,11 +100,10 @@ def _read(stream: io.BufferedIOBase, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"{name} has {_TOO_LARGE}") from None
     except Exception:  # Pillow's readers raise anything on hostile bytes.
-        raise ValueError(f"{name} is not a picture; give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file.") from None
+        raise ValueError(
+            f"{name} is not a picture; give an intact {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+        ) from None
     return _decode(image, name)
-
-
-_TOO_LARGE: Final = f"more than {MAX_PIXELS / 1e6:.0f} megapixels; give a smaller copy."
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
@@ -112,8 +113,10 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         image.load()
         turn = TURNS.get(_orientation(image))
         return _to_rgb(image if turn is None else image.transpose(turn))
-    except Exception as error:  # As above.
-        raise ValueError(f"{name} is damaged or incomplete ({error}); give an intact copy.") from None
+    except Exception:  # As above.
+        raise ValueError(
+            f"{name} is damaged or cut short, or in an unknown colour space; give an intact copy."
+        ) from None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -230,9 +233,9 @@ class FaceDetector:
 
     def __init__(self) -> None:
         package = importlib.util.find_spec("mtcnn")
-        folder = Path(package.origin).parent / "assets" / "weights" if package and package.origin else Path("mtcnn")
-        if not folder.is_dir():
+        if package is None or package.origin is None:
             raise FileNotFoundError("The face detector's weights are missing; run 'pip install mtcnn==1.0.0'.")
+        folder = Path(package.origin).parent / "assets" / "weights"
         arrays = [joblib.load(folder / f"{name}.lz4") for name in ("pnet", "rnet", "onet")]
         self.proposal = _Net([(10, 3, 2), (16, 3, 0), (32, 3, 0)], (4, 2), arrays[0])
         self.refinement = _Net([(28, 3, 3), (48, 3, 3), (64, 2, 0), (128, 3, 0)], (4, 2), arrays[1])
@@ -242,7 +245,8 @@ class FaceDetector:
     def detect(self, image: Image.Image) -> list[Face]:
         """Find the faces in an upright 8-bit RGB photo (see `open_image`), the largest box first.
 
-        The photo is searched at `SEARCH_SIDE` pixels on its longest side, or its own size if that is smaller.
+        The photo is searched at `SEARCH_SIDE` pixels on its longest side, or its own size if that is smaller;
+        a dark one is brightened for the search.
 
         Raises:
             ValueError: if the image is not in mode "RGB".
@@ -251,7 +255,7 @@ class FaceDetector:
             raise ValueError(f"The image is in mode {image.mode}; pass it through open_image first.")
         scale = min(1.0, SEARCH_SIDE / max(image.size))
         size = tuple(max(1, round(side * scale)) for side in image.size)
-        pixels = np.array(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))
+        pixels = _brighten(np.array(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)))
 
         boxes = self._propose(pixels)
         boxes, scores, _ = _refine(self.refinement, pixels, boxes, 24, THRESHOLDS[1])
@@ -260,14 +264,12 @@ class FaceDetector:
         # A box within another one is the same face here, so the overlap counts against the smaller of the two.
         kept = _suppress(boxes, scores, 0.7, of_smaller=True)
 
-        boxes, points = boxes.reshape(-1, 2, 2), points.reshape(-1, 2, 5).transpose(0, 2, 1)
         to_photo = np.array(image.size) / size
         faces = []
-        for (start, end), score, landmarks in zip(
-            boxes[kept] * to_photo, scores[kept], points[kept] * to_photo, strict=True
-        ):
-            box = tuple(np.concatenate([start, end - start]).tolist())
-            faces.append(Face(box, float(score), tuple((x, y) for x, y in landmarks.tolist())))
+        for index in kept:
+            (x, y), (right, bottom) = (boxes[index].reshape(2, 2) * to_photo).tolist()
+            landmarks = (points[index].reshape(2, 5).T * to_photo).tolist()
+            faces.append(Face((x, y, right - x, bottom - y), float(scores[index]), tuple(map(tuple, landmarks))))
         return sorted(faces, key=lambda face: face.box[2] * face.box[3], reverse=True)
 
     def _propose(self, pixels: np.ndarray) -> np.ndarray:
@@ -293,40 +295,51 @@ class FaceDetector:
         return boxes[_suppress(boxes, np.concatenate(found_scores), 0.7)]
 
 
+def _brighten(pixels: np.ndarray) -> np.ndarray:
+    """Stretch a dark picture (uint8) to white and lift its shadows: the networks have hardly seen dark faces."""
+    if pixels.mean() >= DARK:
+        return pixels
+    # Limits keep the noise of a nearly black picture from becoming one of faces.
+    levels = (np.arange(256) / max(16, np.percentile(pixels, 99.5))).clip(0, 1)
+    mean = levels[pixels].mean().clip(0.01, 0.35)
+    gamma = max(0.35, math.log(0.35) / math.log(mean))
+    return cv2.LUT(pixels, (255 * levels**gamma).round().astype(np.uint8))
+
+
 def _refine(
     net: _Net, pixels: np.ndarray, boxes: np.ndarray, size: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run a network on square patches around `boxes` (N, 4), resized to `size`.
+
+    Each patch is judged as it is and mirrored, and the two answers are averaged: what only resembles a face seldom
+    does so in the mirror too.
 
     Returns corrected boxes (M, 4), probabilities (M,) and landmarks (M, 10; five x, then five y) of the M faces
     above the threshold.
     """
     if not len(boxes):
         return boxes, np.empty(0), np.empty((0, 10))
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
-    patches = np.stack(
-        [
-            _cut(pixels, complex(*centre), side, size, cv2.BORDER_CONSTANT)
-            for centre, side in zip(centres, sides[:, 0], strict=True)
-        ]
-    )
-    images = torch.from_numpy(patches).permute(0, 3, 1, 2).float().sub_(127.5).div_(128)
-    # What is no face seldom looks like one in the mirror too; a face does, and its two answers are better than one.
-    offsets, *landmarks, probability = [
-        output.flatten(1).double().numpy().reshape(2, len(boxes), -1) for output in net(torch.cat([images, images.flip(3)]))
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    corners = (boxes[:, :2] + boxes[:, 2:] - sides[:, None]) / 2
+    patches = [
+        _cut(pixels, complex(*corner) + side * (0.5 + 0.5j), side, size, cv2.BORDER_CONSTANT)
+        for corner, side in zip(corners, sides, strict=True)
     ]
+    images = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).float().sub_(127.5).div_(128)
+    outputs = [output.flatten(1).double().numpy() for output in net(torch.cat([images, images.flip(3)]))]
+    offsets, *landmarks, probability = [output.reshape(2, len(boxes), -1) for output in outputs]
+
+    # Mirrored, x1 and x2 change places and sign, left and right landmarks change places.
     offsets[1] = offsets[1][:, [2, 1, 0, 3]] * (-1, 1, -1, 1)
-    corners = centres - sides / 2
-    boxes = np.concatenate([corners, corners + sides], axis=1) + sides * offsets.mean(axis=0)
+    boxes = np.concatenate([corners, corners + sides[:, None]], axis=1) + sides[:, None] * offsets.mean(axis=0)
     points = np.empty((len(boxes), 10))
     if landmarks:
         landmarks[0][1, :, :5] = 1 - landmarks[0][1, :, :5]
         landmarks[0][1] = landmarks[0][1][:, [1, 0, 2, 4, 3, 6, 5, 7, 9, 8]]
-        points = corners.repeat(5, axis=1) + sides * landmarks[0].mean(axis=0)
-    probability = probability.mean(axis=0)
-    kept = probability[:, 0] > threshold
-    return boxes[kept], probability[kept, 0], points[kept]
+        points = corners.repeat(5, axis=1) + sides[:, None] * landmarks[0].mean(axis=0)
+    probability = probability.mean(axis=(0, 2))
+    kept = probability > threshold
+    return boxes[kept], probability[kept], points[kept]
 
 
 def _suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float, of_smaller: bool = False) -> np.ndarray:
@@ -385,7 +398,7 @@ def crop_face(image: Image.Image, face: Face) -> np.ndarray:
 
     The frame is a square of side 1.07 sqrt(width * height) of the box. It is turned by the angle that brings the
     landmarks closest to those of an upright face (Umeyama 1991): the eyes' line counts as much as its length, so
-    that in a half profile the line from the eyes to the mouth decides. Beyond the photo its edge is repeated.
+    in a half profile the line from the eyes to the mouth decides. Beyond the photo its edge is repeated.
 
     Args:
         image: the upright photo, mode "RGB" or "L".

@@ -62,7 +62,7 @@ class EmotionCNN(
         if (
             isinstance(labels, str)
             or not isinstance(labels, Sequence)
-            or not all(isinstance(name, str) and name for name in labels)
+            or not all(isinstance(name, str) and name and name.isprintable() for name in labels)
             or len(set(labels)) != num_classes
             or len(labels) != num_classes
         ):

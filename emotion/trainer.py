@@ -70,7 +70,7 @@ class TrainingConfig:
     image_sizes: tuple[int, ...] = _option(
         (IMAGE_SIZE,),
         "sides of the training pictures in pixels, each for an equal share of the epochs (progressive resizing, Tan & "
-        "Le 2021, arXiv 2104.00298); validation is always at 48",
+        "Le 2021, arXiv 2104.00298); epochs compete only with those of the same size",
     )
     ema_decay: float = _option(0.0, "decay per step of the averaged weights that are validated and kept; 0: no average")
     transfer: str | None = _option(None, "start from ImageNet filters of this net (default: from scratch)", BACKBONES)
@@ -281,7 +281,7 @@ def fit(
     uninterrupted one. Under `accelerate launch`, every process calls this function.
 
     Args:
-        config: the recipe.
+        config: the recipe; its last picture size should be 48, which the network is used at.
         training: faces to learn from.
         validation: faces to choose the epoch by, with the same labels.
         output: folder of the checkpoint, made if missing.
@@ -370,7 +370,7 @@ def fit(
         torch.manual_seed(_derived_seed(config.seed, epoch, f"dropout {accelerator.process_index}"))
         loader.epoch = epoch
         loader.strength = _strength(config, epoch)
-        loader.size = config.image_sizes[epoch * len(config.image_sizes) // config.epochs]
+        loader.size = validation_loader.size = config.image_sizes[epoch * len(config.image_sizes) // config.epochs]
         if config.unfreeze_every:
             network.unfreeze_blocks(min(epoch // config.unfreeze_every, len(BLOCKS)))
         bar = tqdm(
@@ -395,7 +395,7 @@ def fit(
             for buffer in (*network.buffers(), *candidate.buffers()):
                 dist.broadcast(buffer, 0)
         validation_loss, validation_accuracy, _, _ = validate_epoch(candidate, validation_loader, criterion, device)
-        best = max((entry["validation_accuracy"] for entry in history), default=-1.0)
+        best = max((e["validation_accuracy"] for e in history if e["image_size"] == loader.size), default=-1.0)
         history.append(
             {
                 "epoch": epoch + 1,
@@ -481,10 +481,10 @@ def _strength(config: TrainingConfig, epoch: int) -> float:
 
 
 def _finished(config: TrainingConfig, history: list[dict]) -> bool:
-    if not history:
-        return False
-    accuracies = [entry["validation_accuracy"] for entry in history]
-    return len(history) >= config.epochs or len(history) - 1 - accuracies.index(max(accuracies)) >= config.patience
+    # A network trained on 32-pixel faces is no judge of 48-pixel ones: patience counts at the last size only.
+    accuracies = [e["validation_accuracy"] for e in history if e["image_size"] == config.image_sizes[-1]]
+    patient = not accuracies or len(accuracies) - 1 - accuracies.index(max(accuracies)) < config.patience
+    return len(history) >= config.epochs or not patient
 
 
 def _precision(config: TrainingConfig) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-# Read by gradio while it is imported.
+# Before gradio is there, so that no part of it can have asked earlier.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from gradio.data_classes import ImageData
@@ -43,13 +43,14 @@ OTHER_COLOUR: Final = "#0284c7"
 """For the classes of a network that was trained on other folders."""
 
 CSS: Final = """
+.html-container { padding: 0 !important; }
 footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-text-color) !important; }
 .gradio-container :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 #photo-input .icon:not(.selected) { color: var(--body-text-color); }
 #intro h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.2; margin: .5rem 0 .25rem; }
 #intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
-#notes { font-size: .875rem; }
-#photo-summary { min-height: 1.75rem; font-size: 1.125rem; line-height: 1.5; }
+#notes p { font-size: .9375rem; }
+#photo-summary p { margin: 0; font-size: 1.125rem; line-height: 1.5; }
 #photo-summary .error { border-left: 4px solid #dc2626; padding-left: .75rem; }
 .photo { position: relative; overflow: hidden; border-radius: 8px; width: fit-content; margin: 0 auto 1rem; }
 .photo img { display: block; max-width: 100%; max-height: 36vh; }
@@ -96,7 +97,7 @@ def build_page(predictor: EmotionPredictor) -> gr.Blocks:
     Args:
         predictor: answers every visitor, from several threads.
     """
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
+    with gr.Blocks(title=TITLE, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
         gr.HTML(
             f"<h1>{TITLE}</h1><p>Give a photo with one or more faces. A small network, which sees each face as "
             f"{PIXELS} grey pixels, says which expression it shows.</p>",
@@ -108,8 +109,8 @@ def build_page(predictor: EmotionPredictor) -> gr.Blocks:
             "<p><strong>An expression is not a feeling.</strong> The percentages say how people would probably label "
             "the face in the picture. They say nothing about what the person feels, and they are often wrong: "
             "don't judge anyone by them.</p>"
-            "<p><strong>Your photo stays yours.</strong> It goes to the machine that runs this page and nowhere else, "
-            f"is not logged, and is deleted there within {FORGOTTEN_MINUTES} minutes.</p>",
+            "<p><strong>Your photo stays yours.</strong> Only the machine that runs this page reads it, and deletes "
+            f"it within {FORGOTTEN_MINUTES} minutes. Nothing is logged.</p>",
             elem_id="notes",
         )
     return page
@@ -135,13 +136,15 @@ def _photo_tab(predictor: EmotionPredictor) -> None:
     def show_whole(path: str | None) -> tuple[str, str, Any]:
         return _show(predictor, path, whole_picture=True)
 
-    def predict(image: str) -> dict[str, Any]:
+    def predict(image: str | None) -> dict[str, Any]:
         """Find every face in a picture and give the probability of every expression.
 
         Returns {"image", "faces": [{"box": [x, y, w, h], "score", "emotion", "confidence", "probabilities"}],
         "error": null or text}, as `python -m emotion predict --json` does for one image; boxes in pixels of the
         upright picture, faces from the largest to the smallest.
         """
+        if image is None:
+            return {"image": None, "faces": [], "error": "No picture was given; upload one."}
         item: dict[str, Any] = {"image": Path(image).name, "faces": [], "error": None}
         try:
             for face in predictor.predict(image):
@@ -238,8 +241,8 @@ def _picture(photo: Image.Image, faces: list[Prediction]) -> str:
             f'<span class="box" style="left:{x};top:{y};width:{width};height:{height}"></span>'
             f'<b class="number" style="left:{left};top:{top}" aria-hidden="true">{number}</b>'
         )
-    shown = photo.copy()
-    shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    scale = min(1.0, SHOWN_SIDE / max(photo.size))
+    shown = photo.resize([max(1, round(side * scale)) for side in photo.size], reducing_gap=2.0)
     alternative = f"Your photo with a numbered box around {'the face' if len(faces) == 1 else 'each face'}"
     return f'<div class="photo"><img src="{_data_url(shown, "JPEG")}" alt="{alternative}">{boxes}</div>'
 
@@ -247,7 +250,7 @@ def _picture(photo: Image.Image, faces: list[Prediction]) -> str:
 def _card(number: int, face: Prediction) -> str:
     """One face as HTML: the class, a bar for every probability in the network's order, and what it saw."""
     bars = "".join(
-        f'<li class="{"top" if name == face.emotion else "other"}"><span>{escape(name)}</span>'
+        f'<li class="{"top" if name == face.emotion else ""}"><span>{escape(name)}</span>'
         f'<span class="track"><span class="bar" style="width:{p:.1%};background:{COLOURS.get(name, OTHER_COLOUR)}">'
         f'</span></span><span class="share">{_percent(p)}</span></li>'
         for name, p in face.probabilities.items()

@@ -23,11 +23,15 @@ HISTORY = [{"epoch": 1, "validation_accuracy": 0.25}, {"epoch": 2, "validation_a
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a network that has never seen a face but has opinions, a temperature and names of its own."""
     torch.manual_seed(0)
-    model = EmotionCNN(3, labels=LABELS, temperature=1.7)
+    model = EmotionCNN(3, dropout_rate=0.0, labels=LABELS, temperature=1.7)
     nn.init.normal_(model.classifier[-1].weight, std=0.3)
+    # With the statistics of real pictures in its batch norms, it tells pictures apart.
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.momentum = 1.0
+    patches = skimage.data.camera()[:480, :480].reshape(10, 48, 10, 48).transpose(0, 2, 1, 3).reshape(100, 1, 48, 48)
     with torch.no_grad():
-        for _ in range(5):
-            model.train()(torch.randn(16, 1, 48, 48).cumsum(2).cumsum(3) / 40)
+        model.train()(torch.tensor(patches / 127.5 - 1, dtype=torch.float32))
     folder = tmp_path_factory.mktemp("checkpoints") / "random"
     return save_checkpoint(model, folder, history=HISTORY, training_config={"epochs": 2})
 

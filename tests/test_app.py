@@ -1,5 +1,6 @@
 """The page as its visitors and clients meet it: app.py in its own process, gradio_client and Chromium in front."""
 
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from emotion.__main__ import main
 from emotion.checkpoint import save_checkpoint
 from emotion.model import EmotionCNN
 from emotion.predict import EmotionPredictor
@@ -147,19 +149,20 @@ def test_predict_is_the_only_public_endpoint_and_needs_one_picture(client):
     assert [p["parameter_name"] for p in endpoints["/predict"]["parameters"]] == ["image"]
 
 
-def test_predict_answers_what_the_predictor_says(client, predictor, photos):
-    expected = predictor.predict(photos["pair.jpg"])
-    item = client.predict(handle_file(photos["pair.jpg"]), api_name="/predict")
-    assert set(item) == {"image", "faces", "error"}
-    assert item["image"] == "pair.jpg" and item["error"] is None
-    assert len(item["faces"]) == len(expected) == 2
-    for face, wanted in zip(item["faces"], expected, strict=True):
-        assert set(face) == {"box", "score", "emotion", "confidence", "probabilities"}
-        assert face["box"] == pytest.approx(wanted.box)
-        assert face["score"] == pytest.approx(wanted.score)
-        assert (face["emotion"], face["confidence"]) == (wanted.emotion, pytest.approx(wanted.confidence, abs=1e-5))
-        assert list(face["probabilities"]) == list(LABELS)
-        assert face["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
+def test_predict_answers_what_the_command_line_prints(client, checkpoint, photos, capsys):
+    photo = photos["pair.jpg"]
+    assert main(["predict", "--json", "--checkpoint", str(checkpoint), str(photo)]) == 0
+    [printed] = json.loads(capsys.readouterr().out)
+    item = client.predict(handle_file(photo), api_name="/predict")
+    assert item.keys() == printed.keys()
+    assert (item["image"], item["error"]) == ("pair.jpg", None)
+    assert len(item["faces"]) == len(printed["faces"]) == 2
+    for face, wanted in zip(item["faces"], printed["faces"], strict=True):
+        assert face.keys() == wanted.keys()
+        assert list(face["probabilities"]) == list(wanted["probabilities"]) == list(LABELS)
+        assert face["emotion"] == wanted["emotion"]
+        for key in ("box", "score", "confidence", "probabilities"):
+            assert face[key] == pytest.approx(wanted[key], abs=1e-5)
 
 
 def test_predict_gives_no_face_for_a_picture_without_one(client, photos):

@@ -286,7 +286,11 @@ def write_csv(folder: Path) -> Path:
 
 
 def run(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"EMOTION_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "EMOTION_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     return subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
