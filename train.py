@@ -28,6 +28,11 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Tr
     )
     data.add_argument("--votes", metavar="CSV", help="FER+ votes (fer2013new.csv) of the same rows")
     data.add_argument("--labels", default="fer2013", choices=LABEL_SETS, help="label set (default: %(default)s)")
+    data.add_argument(
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out training faces that also stand in the validation split",
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--output", required=True, metavar="FOLDER", type=Path, help="checkpoint folder to write")
     run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
@@ -38,6 +43,8 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Tr
     options = parser.parse_args(arguments)
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainingConfig)}
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
+    if not options.votes:
+        given.setdefault("soft_targets", False)  # a recipe only offers to learn from votes
     try:
         return options, dataclasses.replace(RECIPES[options.recipe], **given)
     except ValueError as error:
@@ -59,10 +66,14 @@ def load_splits(options: argparse.Namespace, soft_targets: bool) -> tuple[FaceDa
     """Training faces, validation faces, and what the latter are called; the test split is never touched."""
     train, validation = SPLIT_NAMES[0], SPLIT_NAMES[1]
     training = load_dataset(options.data, train[0], options.labels, options.votes, soft_targets)
-    for name in available_splits(options.data):
-        if name.lower() in validation:
-            return training, load_dataset(options.data, name, options.labels, options.votes), name
-    return *hold_out(training, HELD_OUT), f"{HELD_OUT:.0%} held out of the training split"
+    split = next((name for name in available_splits(options.data) if name.lower() in validation), None)
+    if split is None:
+        (training, held_out), split = hold_out(training, HELD_OUT), f"{HELD_OUT:.0%} held out of the training split"
+    else:
+        held_out = load_dataset(options.data, split, options.labels, options.votes)
+    if options.drop_duplicates:
+        training = without_duplicates_of(training, held_out)
+    return training, held_out, split
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     options, config = parse_arguments(arguments)
     try:
         training, validation, split = load_splits(options, config.soft_targets)
+        # FER2013 repeats faces across its splits; these are the ones that training does not see.
+        unseen = without_duplicates_of(validation, training)
         model = fit(config, training, validation, options.output, options.resume)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
@@ -87,14 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {
         "validation": about | evaluate(model, validation),
         "validation_tta": about | evaluate(model, validation, tta=True),
-        # FER2013 repeats faces across its splits; this is the figure without those that training has seen.
-        "validation_unseen": about | evaluate(model, without_duplicates_of(validation, training)),
+        "validation_unseen": about | evaluate(model, unseen),
     }
     save_checkpoint(model, options.output, metrics=metrics)
-    for name, figures in metrics.items():
-        print(
-            f"{name}: accuracy {figures['accuracy']:.4f}, ECE {figures['ece']:.4f} on {figures['rows']} rows of {split}"
-        )
+    for name, result in metrics.items():
+        print(f"{name}: accuracy {result['accuracy']:.4f}, ECE {result['ece']:.4f} on {result['rows']} rows of {split}")
     return 0
 
 

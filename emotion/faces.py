@@ -112,11 +112,15 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         turn = TURNS.get(_orientation(image))
-        return _to_rgb(image if turn is None else image.transpose(turn))
+        upright = _to_rgb(image if turn is None else image.transpose(turn))
     except Exception:  # As above.
         raise ValueError(
             f"{name} is damaged or cut short, or in an unknown colour space; give an intact copy."
         ) from None
+    if upright is not image:
+        # What has been turned must not be turned again by whoever reads the orientation next.
+        upright.info.clear()
+    return upright
 
 
 def _orientation(image: Image.Image) -> int:
@@ -159,10 +163,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         colour = image.convert("RGBA")
         image = Image.new("RGB", image.size, (BACKGROUND,) * 3)
         image.paste(colour, mask=colour)
-    image = image.convert("RGB")
-    # What is upright now must not be turned again by whoever reads the orientation next.
-    image.info.clear()
-    return image
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)

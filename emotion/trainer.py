@@ -63,7 +63,7 @@ class TrainingConfig:
     )
     dropout_rate: float = _option(0.5, "first dropout of the classifier; the other nine scale with it")
     label_smoothing: float = _option(0.0, "share of each target that is spread over all classes")
-    soft_targets: bool = _option(False, "learn from the FER+ vote distribution as well (needs votes)")
+    soft_targets: bool = _option(False, "learn from the distribution of the FER+ votes as well, where votes are given")
     augmentation: tuple[float, float] = _option(
         (0.3, 1.0), "augmentation strength, 0 to 1, of the first epoch and, after a linear rise, of the second half"
     )
@@ -326,6 +326,8 @@ def fit(
         pretrained_backbone=config.transfer or "vgg16",
         labels=training.labels,
     ).to(device=device, memory_format=torch.channels_last)
+    if config.transfer and accelerator.is_main_process:
+        tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
     if config.unfreeze_every and accelerator.num_processes > 1:
         raise ValueError("unfreeze_every works in one process only; set it to 0 or launch a single process.")
     groups = network.get_transfer_learning_optimizer_groups(

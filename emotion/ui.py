@@ -49,6 +49,7 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 #photo-input .icon:not(.selected) { color: var(--body-text-color); }
 #intro h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.2; margin: .5rem 0 .25rem; }
 #intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
+#notes { margin-top: 1rem; }
 #notes p { font-size: .9375rem; }
 #photo-summary p { margin: 0; font-size: 1.125rem; line-height: 1.5; }
 #photo-summary .error { border-left: 4px solid #dc2626; padding-left: .75rem; }
@@ -177,7 +178,12 @@ def _photo_input(elem_id: str) -> gr.Image:
     )
 
     def uploaded_path(payload: ImageData | None) -> str | None:
-        return payload.path if payload else None
+        if payload is None or payload.path is None:
+            return None
+        # Gradio checks only files that are marked as such, and leaves the mark to the client.
+        if not Path(payload.path).resolve().is_relative_to(Path(photo.GRADIO_CACHE).resolve()):
+            raise gr.Error(f"'{Path(payload.path).name}' was not uploaded; upload it and give the path in the answer.")
+        return payload.path
 
     # Not in a subclass: gradio writes a .pyi file beside the module of every subclass.
     photo.preprocess = uploaded_path

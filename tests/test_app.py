@@ -14,6 +14,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+import httpx
 import pytest
 import skimage.data
 import torch
@@ -179,6 +180,15 @@ def test_predict_says_in_one_sentence_what_is_wrong_with_a_file(client, predicto
         predictor.predict(photos[name])
     assert item["error"] == str(error.value).replace(str(photos[name]), name)
     assert "\n" not in item["error"]
+
+
+def test_predict_reads_nothing_on_the_server_but_uploads(url, photos):
+    # Unlike gradio_client, which would upload the file: a path that is already the server's.
+    request = {"data": [{"path": str(photos["person.png"])}]}
+    started = httpx.post(f"{url}gradio_api/call/predict", json=request, timeout=PATIENCE).json()
+    answer = httpx.get(f"{url}gradio_api/call/predict/{started['event_id']}", timeout=PATIENCE).text
+    assert answer.startswith("event: error")
+    assert "'person.png' was not uploaded" in answer
 
 
 def test_app_refuses_a_missing_checkpoint_in_one_sentence(folder):

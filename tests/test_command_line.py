@@ -315,12 +315,12 @@ def test_the_demo_goes_through_the_whole_loop_and_cleans_up(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The real thing on fewer and smaller pictures.
-    monkeypatch.setattr(demo, "FACES", (28, 7, 14))
+    monkeypatch.setattr(demo, "FACES", (70, 7, 14))
     monkeypatch.setattr(demo, "CONFIG", replace(demo.CONFIG, epochs=1, image_sizes=(16,)))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     done = run("demo")
     assert done.status == 0
     assert [line[:2] for line in done.out.splitlines() if line[:1].isdigit()] == ["1.", "2.", "3.", "4."]
-    assert "28 faces to train on" in done.out
+    assert "70 faces to train on" in done.out
     assert "epoch 1/1" in done.out
     assert list(tmp_path.iterdir()) == []
