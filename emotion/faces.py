@@ -339,7 +339,7 @@ def _refine(
         landmarks[0][1] = landmarks[0][1][:, [1, 0, 2, 4, 3, 6, 5, 7, 9, 8]]
         points = corners.repeat(5, axis=1) + sides[:, None] * landmarks[0].mean(axis=0)
     probability = probability.mean(axis=(0, 2))
-    kept = probability > threshold
+    kept = (probability > threshold) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
     return boxes[kept], probability[kept], points[kept]
 
 
