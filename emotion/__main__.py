@@ -80,22 +80,7 @@ def _predict(options: argparse.Namespace) -> int:
                 faces = predictor.predict(name)
             except (ValueError, FileNotFoundError) as error:
                 problem = str(error)
-            items.append(
-                {
-                    "image": name,
-                    "faces": [
-                        {
-                            "box": face.box,
-                            "score": face.score,
-                            "emotion": face.emotion,
-                            "confidence": face.confidence,
-                            "probabilities": face.probabilities,
-                        }
-                        for face in faces
-                    ],
-                    "error": problem,
-                }
-            )
+            items.append({"image": name, "faces": [face.to_json() for face in faces], "error": problem})
             if options.json:
                 continue
             if problem:
@@ -158,13 +143,18 @@ def _export(options: argparse.Namespace) -> int:
 
     with redirect_stdout(sys.stderr):
         model = load_checkpoint(options.checkpoint)
-        history = stored("history")
+        history, metrics = stored("history"), stored("metrics")
+        # What was measured on the stored weights, or else what training saw before they were rounded.
+        if metrics:
+            accuracy = metrics["validation"]["accuracy"]
+        else:
+            accuracy = max((epoch["validation_accuracy"] for epoch in history or ()), default=None)
         save_pth(
             model,
             options.pth,
             history=history,
             training_config=stored("training_config"),
-            best_val_acc=max((100 * epoch["validation_accuracy"] for epoch in history or ()), default=None),
+            best_val_acc=None if accuracy is None else 100 * accuracy,
         )
     print(f"{options.checkpoint} is written to {options.pth}.")
     return 0

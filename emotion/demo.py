@@ -14,23 +14,15 @@ from emotion.predict import EmotionPredictor
 from emotion.trainer import TrainingConfig, fit
 
 # Mouth curve (1: corners up) and opening, brow slope (1: inner ends up) and height, eye opening; 0 is neutral.
-EXPRESSIONS: Final = dict(
-    zip(
-        FER2013_LABELS,
-        np.array(
-            [
-                [-0.6, 0.0, -1.0, -0.5, -0.2],
-                [-0.4, 0.6, -0.3, -0.7, -0.7],
-                [-0.2, 0.5, 1.0, 0.8, 0.5],
-                [1.0, 0.5, 0.0, 0.2, -0.1],
-                [-1.0, 0.0, 1.0, 0.0, -0.4],
-                [0.0, 1.0, 0.0, 1.2, 0.8],
-                [0.0, 0.0, 0.0, 0.0, 0.0],
-            ]
-        ),
-        strict=True,
-    )
-)
+EXPRESSIONS: Final = {
+    "angry": (-0.6, 0.0, -1.0, -0.5, -0.2),
+    "disgust": (-0.4, 0.6, -0.3, -0.7, -0.7),
+    "fear": (-0.2, 0.5, 1.0, 0.8, 0.5),
+    "happy": (1.0, 0.5, 0.0, 0.2, -0.1),
+    "sad": (-1.0, 0.0, 1.0, 0.0, -0.4),
+    "surprise": (0.0, 1.0, 0.0, 1.2, 0.8),
+    "neutral": (0.0, 0.0, 0.0, 0.0, 0.0),
+}
 OVERSAMPLING: Final = 4
 """Faces are drawn this much larger, then averaged down, since Pillow draws without antialiasing."""
 
@@ -63,7 +55,7 @@ def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:
     """
     if label not in EXPRESSIONS:
         raise ValueError(f"label is {label!r}; give one of {', '.join(EXPRESSIONS)}.")
-    curve, opening, slope, lift, eyes = EXPRESSIONS[label] * rng.uniform(0.7, 1.2) + rng.normal(0, 0.08, 5)
+    curve, opening, slope, lift, eyes = np.array(EXPRESSIONS[label]) * rng.uniform(0.7, 1.2) + rng.normal(0, 0.08, 5)
     side = IMAGE_SIZE * OVERSAMPLING
     background, skin = rng.uniform(20, 230), rng.uniform(110, 220)
     dark = skin * rng.uniform(0.15, 0.4)

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -44,6 +44,10 @@ class Prediction:
     confidence: float
     probabilities: dict[str, float]
     crop: np.ndarray = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The face as the command line's `--json` and the page's `/predict` give it: everything but the crop."""
+        return {name: value for name, value in vars(self).items() if name != "crop"}
 
     def __str__(self) -> str:
         """The class and a bar chart of all probabilities, as text of several lines."""

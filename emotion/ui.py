@@ -148,8 +148,7 @@ def _photo_tab(predictor: EmotionPredictor) -> None:
             return {"image": None, "faces": [], "error": "No picture was given; upload one."}
         item: dict[str, Any] = {"image": Path(image).name, "faces": [], "error": None}
         try:
-            for face in predictor.predict(image):
-                item["faces"].append({name: value for name, value in vars(face).items() if name != "crop"})
+            item["faces"] = [face.to_json() for face in predictor.predict(image)]
         except (ValueError, FileNotFoundError) as error:
             item["error"] = _named(error, image)
         return item

@@ -499,7 +499,7 @@ def test_too_many_pixels_are_refused_by_the_header() -> None:
             limit = Image.MAX_IMAGE_PIXELS
             with pytest.raises(ValueError, match="more than 50 megapixels; give a smaller copy"):
                 open_image(png_header(width, height))
-            assert Image.MAX_IMAGE_PIXELS == limit
+            assert limit == Image.MAX_IMAGE_PIXELS
     with pytest.raises(ValueError, match="more than 50 megapixels; give a smaller copy"):
         open_image(np.broadcast_to(np.uint8(0), (8192, 6145)))
     # One row less, and only the missing pixels are complained about.
