@@ -143,18 +143,15 @@ def _export(options: argparse.Namespace) -> int:
 
     with redirect_stdout(sys.stderr):
         model = load_checkpoint(options.checkpoint)
-        history, metrics = stored("history"), stored("metrics")
-        # What was measured on the stored weights, or else what training saw before they were rounded.
-        if metrics:
-            accuracy = metrics["validation"]["accuracy"]
-        else:
-            accuracy = max((epoch["validation_accuracy"] for epoch in history or ()), default=None)
+        history = stored("history") or []
+        # Epochs compete with those of the same picture size only; the last one has the size that counts.
+        accuracies = [e["validation_accuracy"] for e in history if e.get("image_size") == history[-1].get("image_size")]
         save_pth(
             model,
             options.pth,
             history=history,
             training_config=stored("training_config"),
-            best_val_acc=None if accuracy is None else 100 * accuracy,
+            best_val_acc=100 * max(accuracies) if accuracies else None,
         )
     print(f"{options.checkpoint} is written to {options.pth}.")
     return 0

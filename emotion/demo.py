@@ -26,7 +26,7 @@ EXPRESSIONS: Final = {
 OVERSAMPLING: Final = 4
 """Faces are drawn this much larger, then averaged down, since Pillow draws without antialiasing."""
 
-FACES: Final = (840, 140, 210)
+FACES: Final = (1050, 140, 210)
 """Number of faces to train on, to choose the epoch by, and to test on."""
 CONFIG: Final = TrainingConfig(
     epochs=4,
@@ -37,7 +37,7 @@ CONFIG: Final = TrainingConfig(
     augmentation=(0.0, 0.2),
     image_sizes=(32, 32, 48, 48),
 )
-"""About 20 seconds of training on two cores."""
+"""About 30 seconds of training on two idle cores; 99% of the test faces are then seen as drawn."""
 
 
 def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:

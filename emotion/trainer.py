@@ -473,7 +473,7 @@ def _schedule(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], f
     total = config.epochs * steps_per_epoch
     warm_up = max(1, total // 10)
     return lambda step: min(
-        (step + 1) / warm_up, (1 + math.cos(math.pi * min(1.0, max(0, step - warm_up) / (total - warm_up)))) / 2
+        (step + 1) / warm_up, (1 + math.cos(math.pi * min(1.0, max(0, step - warm_up) / max(1, total - warm_up)))) / 2
     )
 
 
