@@ -64,6 +64,7 @@ class TrainingConfig:
     dropout_rate: float = _option(0.5, "first dropout of the classifier; the other nine scale with it")
     label_smoothing: float = _option(0.0, "share of each target that is spread over all classes")
     soft_targets: bool = _option(False, "learn from the distribution of the FER+ votes as well, where votes are given")
+    hard_epochs: int = _option(0, "last epochs, which learn from the most probable class of each target alone")
     augmentation: tuple[float, float] = _option(
         (0.3, 1.0), "augmentation strength, 0 to 1, of the first epoch and, after a linear rise, of the second half"
     )
@@ -81,7 +82,14 @@ class TrainingConfig:
     seed: int = _option(0, "seed of weights, order, augmentation and dropout")
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("unfreeze_every", 0), ("seed", 0)):
+        for name, low in (
+            ("epochs", 1),
+            ("patience", 1),
+            ("batch_size", 2),
+            ("unfreeze_every", 0),
+            ("hard_epochs", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number of at least {low}.")
         for name in ("learning_rate", "backbone_learning_rate"):
@@ -115,6 +123,7 @@ RECIPES: dict[str, TrainingConfig] = {
         schedule="cosine",
         dropout_rate=0.2,
         soft_targets=True,
+        hard_epochs=3,
         augmentation=(0.2, 0.5),
         image_sizes=(32, 32, 40, 48),
         ema_decay=0.998,
@@ -126,7 +135,8 @@ class FaceLoader:
     """Batches of faces that live on the device as uint8 and are augmented there, a batch at a time.
 
     Yields (images, targets): float (B, 1, S, S), normalised, and float (B, C). With several processes, each one gets
-    its own share of the rows. Set `epoch`, augmentation `strength` and picture `size` before iterating.
+    its own share of the rows. Set `epoch`, augmentation `strength`, picture `size` and `hard_targets` (one-hot instead
+    of distributions) before iterating.
 
     Args:
         dataset: the faces.
@@ -155,6 +165,7 @@ class FaceLoader:
         self.epoch = 0
         self.strength = 1.0
         self.size = IMAGE_SIZE
+        self.hard_targets = False
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         rows = len(dataset) // self.world if shuffle else len(range(self.rank, len(dataset), self.world))
         self.batch_size = min(batch_size, rows) if shuffle else batch_size
@@ -176,7 +187,8 @@ class FaceLoader:
             images = self.transform(self.images[rows], self.strength, generator)
             if self.size != IMAGE_SIZE:
                 images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-            yield images, self.targets[rows]
+            targets = self.targets[rows]
+            yield images, F.one_hot(targets.argmax(1), targets.shape[1]).float() if self.hard_targets else targets
 
 
 def train_epoch(
@@ -373,6 +385,7 @@ def fit(
         loader.epoch = epoch
         loader.strength = _strength(config, epoch)
         loader.size = validation_loader.size = config.image_sizes[epoch * len(config.image_sizes) // config.epochs]
+        loader.hard_targets = epoch >= config.epochs - config.hard_epochs
         if config.unfreeze_every:
             network.unfreeze_blocks(min(epoch // config.unfreeze_every, len(BLOCKS)))
         bar = tqdm(
