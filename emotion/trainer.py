@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ STATE_FILE = "training_state.pt"
 
 
 class TrainingDiverged(RuntimeError):
-    """The training loss is no longer a finite number; the best weights so far are on disk."""
+    """A loss is no longer a finite number; `fit` leaves the best weights so far, if any, on disk."""
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -104,6 +105,11 @@ class TrainingConfig:
                 raise ValueError(f"{option.name} is {value!r}; choose from {', '.join(choices)}.")
         if self.transfer == "resnet18" and self.unfreeze_every:
             raise ValueError("resnet18 leaves the first block untrained, which must not be frozen; use a VGG donor.")
+        if self.hard_epochs > self.epochs or len(self.image_sizes) > self.epochs:
+            raise ValueError(
+                f"There are {self.epochs} epochs for {self.hard_epochs} hard_epochs and {len(self.image_sizes)} "
+                "image_sizes; give at least as many epochs."
+            )
         if len(self.augmentation) != 2 or not all(0 <= strength <= 1 for strength in self.augmentation):
             raise ValueError(f"augmentation is {self.augmentation}; give two strengths from 0 to 1.")
         if not self.image_sizes or min(self.image_sizes) < 16:
@@ -289,36 +295,45 @@ def fit(
     """Train a network and keep the weights with the best validation accuracy as a checkpoint in `output`.
 
     `output` also gets `history.json` and `curves.png`, rewritten every epoch, and `training_state.pt`, from which
-    `resume` goes on after the last complete epoch; on one machine, a resumed run ends with the same weights as an
-    uninterrupted one. Under `accelerate launch`, every process calls this function.
+    `resume` goes on after the last complete epoch; on the CPU with the same number of threads, a resumed run ends with
+    the same weights as an uninterrupted one. Under `accelerate launch`, every process calls this function.
 
     Args:
         config: the recipe; its last picture size should be 48, which the network is used at.
         training: faces to learn from.
         validation: faces to choose the epoch by, with the same labels.
         output: folder of the checkpoint, made if missing.
-        resume: go on with the run in `output` instead of starting one.
+        resume: go on with the run in `output`, from its first epoch if none is complete.
 
     Returns:
         The best network, read back from `output`, in eval mode on the CPU.
 
     Raises:
-        ValueError: if the labels differ, or `resume` finds a run of another configuration or other data.
-        FileExistsError: if `output` holds a run and `resume` is false.
-        FileNotFoundError: if `resume` finds no run in `output`.
+        ValueError: if the labels differ, there are fewer training faces than two per process, or `resume` finds a run
+            of another configuration or other data.
+        FileExistsError: if `output` holds a network and `resume` is false.
         TrainingDiverged: if the loss stops being finite; the best weights so far stay in `output`.
     """
     # Imported here because it takes a second that inference need not pay.
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     if training.labels != validation.labels:
         raise ValueError(f"Training labels are {training.labels}, validation labels {validation.labels}; use one set.")
     output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
     state_file = output / STATE_FILE
-    if state_file.exists() and not resume:
-        raise FileExistsError(f"{output} already holds a run; pass --resume to go on with it, or another --output.")
+    if not resume and any((output / name).exists() for name in (STATE_FILE, "model.safetensors")):
+        raise FileExistsError(f"{output} already holds a network; pass --resume to go on with it, or another --output.")
 
     precision = _precision(config)
+    if len(training) < 2 * int(os.environ.get("WORLD_SIZE", 1)) or len(validation) == 0:
+        raise ValueError(
+            f"There are {len(training)} training and {len(validation)} validation faces; give at least two of the "
+            "former per process and one of the latter."
+        )
+    # Accelerate remembers the precision of its first use; a process may train more than once.
+    AcceleratorState._reset_state()
     # Told so, Accelerate forms a group of CPU processes too, whatever launched them.
     no_gpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=no_gpu, mixed_precision="bf16" if precision == "bfloat16" else "no")
@@ -364,14 +379,16 @@ def fit(
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
     history: list[dict] = []
-    if resume:
+    if resume and state_file.exists():  # else it was cut in its first epoch, which starts anew
         state = load_training_state(state_file)
-        for key, value in identity.items():
-            if state["identity"][key] != value:
-                raise ValueError(
-                    f"{output} holds a run with {key} {state['identity'][key]}, not {value}; "
-                    f"repeat its settings, or start anew in another --output."
-                )
+        before, now = ({**run, **run["config"]} for run in (state["identity"], identity))
+        changed = [name for name in now if name != "config" and before.get(name) != now[name]]
+        if changed:
+            raise ValueError(
+                f"{output} holds a run with other {', '.join(changed)} "
+                f"({', '.join(str(before.get(name)) for name in changed)}); repeat its settings, or start anew in "
+                "another --output."
+            )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
@@ -410,6 +427,8 @@ def fit(
             for buffer in (*network.buffers(), *candidate.buffers()):
                 dist.broadcast(buffer, 0)
         validation_loss, validation_accuracy, _, _ = validate_epoch(candidate, validation_loader, criterion, device)
+        if not math.isfinite(validation_loss):
+            raise TrainingDiverged(f"The validation loss became {validation_loss}; lower the learning rate.")
         best = max((e["validation_accuracy"] for e in history if e["image_size"] == loader.size), default=-1.0)
         history.append(
             {

@@ -162,12 +162,21 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     "changes",
     [
         {},
-        {"optimizer": "sgd", "schedule": "cosine", "ema_decay": 0.9, "image_sizes": (16, 16, 24), "unfreeze_every": 1},
+        {
+            "optimizer": "sgd",
+            "schedule": "cosine",
+            "ema_decay": 0.9,
+            "image_sizes": (16, 16, 24),
+            "unfreeze_every": 1,
+            "hard_epochs": 1,
+            "label_smoothing": 0.1,
+        },
     ],
     ids=["original", "sgd"],
 )
+@pytest.mark.parametrize("cut_after", ["start", "first epoch"])
 def test_a_killed_run_resumes_to_identical_weights(
-    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path, changes: dict
+    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path, changes: dict, cut_after: str
 ) -> None:
     config = dataclasses.replace(QUICK, **changes)
     fit(config, faces, other_faces, tmp_path / "whole")
@@ -179,13 +188,16 @@ def test_a_killed_run_resumes_to_identical_weights(
         f"fit(TrainingConfig(**{settings!r}), make_dataset(56, seed=1), make_dataset(28, seed=2), {output!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "cut" / STATE_FILE).exists():
+    sign = tmp_path / "cut" / (STATE_FILE if cut_after == "first epoch" else "")
+    while not sign.exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = len(load_training_state(tmp_path / "cut" / STATE_FILE)["history"])
-    assert 1 <= done < config.epochs
+    if cut_after == "first epoch":
+        assert 1 <= len(load_training_state(sign)["history"]) < config.epochs
+    else:
+        assert not (sign / STATE_FILE).exists()
 
     fit(config, faces, other_faces, tmp_path / "cut", resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
@@ -198,12 +210,17 @@ def test_a_killed_run_resumes_to_identical_weights(
 def test_best_epoch_is_kept_and_patience_ends_the_run(
     faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(QUICK, epochs=30, patience=2, learning_rate=1e-9)
+    # From a rate that learns quickly to one that ruins the network again and again.
+    config = dataclasses.replace(
+        QUICK, epochs=30, patience=2, image_sizes=(48,), dropout_rate=0.1, learning_rate=0.02, augmentation=(0.0, 0.0)
+    )
     network = fit(config, faces, other_faces, tmp_path / "run")
     history = json.loads((tmp_path / "run/history.json").read_text())
     accuracies = [entry["validation_accuracy"] for entry in history]
     best = accuracies.index(max(accuracies))
     assert len(history) == best + 1 + config.patience < config.epochs
+    assert accuracies[-1] < max(accuracies)
+    # What is kept scores as the best epoch did, not as the last one.
     loader = FaceLoader(other_faces, 256, get_enhanced_transforms_grayscale_48(False))
     _, accuracy, _, _ = validate_epoch(network, loader, nn.CrossEntropyLoss(), "cpu")
     assert accuracy == max(accuracies)
@@ -236,15 +253,41 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(
     faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(QUICK, epochs=1)
-    with pytest.raises(FileNotFoundError):
-        fit(config, faces, other_faces, tmp_path / "run", resume=True)
     fit(config, faces, other_faces, tmp_path / "run")
-    with pytest.raises(FileExistsError, match="already holds a run; pass --resume"):
+    with pytest.raises(FileExistsError, match="already holds a network; pass --resume"):
         fit(config, faces, other_faces, tmp_path / "run")
-    with pytest.raises(ValueError, match="holds a run with config"):
+    with pytest.raises(ValueError, match=r"holds a run with other seed \(0\); repeat its settings"):
         fit(dataclasses.replace(config, seed=1), faces, other_faces, tmp_path / "run", resume=True)
-    with pytest.raises(ValueError, match="holds a run with data"):
+    with pytest.raises(ValueError, match="holds a run with other data"):
         fit(config, other_faces, other_faces, tmp_path / "run", resume=True)
+    # A network from elsewhere, without a training state, is not overwritten either.
+    (tmp_path / "run" / STATE_FILE).unlink()
+    with pytest.raises(FileExistsError, match="already holds a network"):
+        fit(config, faces, other_faces, tmp_path / "run")
+
+
+def test_hard_targets_are_the_most_probable_classes(faces: FaceDataset) -> None:
+    soft = FaceDataset(faces.images, 0.6 * faces.targets + 0.4 / 7, faces.labels)
+    loader = FaceLoader(soft, 20, get_enhanced_transforms_grayscale_48(False))
+    assert torch.equal(torch.cat([targets for _, targets in loader]), soft.targets)
+    loader.hard_targets = True
+    assert torch.equal(torch.cat([targets for _, targets in loader]), faces.targets)
+
+
+def test_a_process_may_train_in_one_precision_after_the_other(
+    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(QUICK, epochs=1)
+    for precision in ("float32", "bfloat16"):
+        few = faces.subset(range(16))
+        fit(dataclasses.replace(config, precision=precision), few, other_faces, tmp_path / precision)
+    one, other = weights(tmp_path / "float32"), weights(tmp_path / "bfloat16")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_too_few_faces_are_refused(faces: FaceDataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 training and 56 validation faces; give at least two"):
+        fit(QUICK, faces.subset([0]), faces, tmp_path / "run")
 
 
 def test_original_recipe_is_the_published_one() -> None:
@@ -265,6 +308,8 @@ def test_original_recipe_is_the_published_one() -> None:
         ({"optimizer": "lion"}, "optimizer is 'lion'; choose from adam, sgd"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"hard_epochs": 4}, "3 epochs for 4 hard_epochs"),
+        ({"image_sizes": (16, 24, 32, 48)}, "3 epochs for 0 hard_epochs and 4 image_sizes"),
     ],
 )
 def test_impossible_configurations_are_refused(changes: dict, sentence: str) -> None:
@@ -298,7 +343,7 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     # Without --multi_gpu Accelerate leaves starting processes to MPI; with it and no GPU, they are CPU processes.
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2)
     options = ("--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0)
-    arguments = ("--data", write_csv(tmp_path), "--output", tmp_path / "run", "--epochs", 2, "--image-sizes", 16)
+    arguments = ("--data", write_csv(tmp_path), "--output", tmp_path / "run", "--epochs", 2)
     done = run(*launch, *options, "train.py", *arguments, "--batch-size", 7, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("validation: accuracy") == 1

@@ -85,6 +85,8 @@ def test_basic_augmentation_moves_pixels_only() -> None:
 
 def test_flip_is_pils_mirror(face: Image.Image) -> None:
     assert largest_difference(applied(RandomHorizontalFlip(), face, flip=True), ImageOps.mirror(face)) == 0
+    floats = torch.rand(3, 1, 48, 48)
+    assert torch.equal(RandomHorizontalFlip(p=1.0)(floats), tv.hflip(floats))
     assert largest_difference(applied(RandomHorizontalFlip(), face, flip=False), face) == 0
 
 
@@ -150,6 +152,13 @@ def test_equalization_is_opencvs(face: Image.Image, clip_limit: float, tiles: in
     assert (ours != reference).mean() < 0.02
 
 
+@pytest.mark.parametrize("size", [(48, 50), (47, 48), (45, 50)])
+def test_equalization_pads_as_opencv_does(face: Image.Image, size: tuple[int, int]) -> None:
+    picture = face.resize(size)
+    ours = np.asarray(AdaptiveHistogramEqualization()(picture)).astype(int)
+    assert np.abs(ours - cv2.createCLAHE(2.0, (4, 4)).apply(np.asarray(picture))).max() <= 1
+
+
 def test_equalization_strength_is_its_probability(batch: torch.Tensor) -> None:
     many = batch[:1].repeat(2000, 1, 1, 1)
     changed = (AdaptiveHistogramEqualization()(many, 0.25, torch.Generator().manual_seed(0)) != many).flatten(1).any(1)
@@ -190,10 +199,43 @@ def test_a_picture_a_tensor_and_a_batch_of_one_agree(step: Step, face: Image.Ima
     assert torch.equal(from_tensor, from_batch[0])
 
 
-def test_images_of_a_batch_are_drawn_independently(batch: torch.Tensor) -> None:
+@pytest.mark.parametrize("step", ON_PICTURES, ids=repr)
+def test_images_of_a_batch_are_drawn_independently(step: Step, batch: torch.Tensor) -> None:
     same = batch[:1].repeat(32, 1, 1, 1)
-    result = get_enhanced_transforms_grayscale_48(True)(same, 1.0, torch.Generator().manual_seed(0))
-    assert len({tuple(picture.flatten()[:50].tolist()) for picture in result}) == 32
+    result = step(same, 0.5, torch.Generator().manual_seed(0))
+    different = len({picture.numpy().tobytes() for picture in result})
+    assert different == 2 if isinstance(step, RandomHorizontalFlip | AdaptiveHistogramEqualization) else different > 24
+
+
+RANGES = [
+    (RandomRotation(), "degrees", -20, 20),
+    (RandomAffine(), "shift_x", -0.2, 0.2),
+    (RandomAffine(), "shift_y", -0.2, 0.2),
+    (RandomAffine(), "scale", 0.9, 1.1),
+    (RandomAffine(), "shear", -10, 10),
+    (RandomPerspectiveSmall(), "corners", -0.16, 0.16),
+    (RandomContrast(), "factor", 0.7, 1.4),
+    (RandomBrightness(), "factor", 0.8, 1.3),
+    (RandomSharpness(), "factor", 0.6, 2.0),
+]
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize(("step", "name", "low", "high"), RANGES, ids=lambda value: repr(value))
+def test_draws_fill_their_range(step: Step, name: str, low: float, high: float, strength: float) -> None:
+    drawn = step.draw(4000, strength, torch.Generator().manual_seed(0), torch.device("cpu"))[name]
+    # Factors shrink towards 1, everything else towards 0.
+    neutral = 1 if name in ("factor", "scale") else 0
+    low, high = (neutral + strength * (end - neutral) for end in (low, high))
+    assert low <= drawn.min() < low + 0.01 * (high - low)
+    assert high - 0.01 * (high - low) < drawn.max() <= high
+    assert float(drawn.mean()) == pytest.approx((low + high) / 2, abs=0.02 * (high - low))
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_half_of_the_pictures_are_mirrored_at_any_strength(strength: float) -> None:
+    drawn = RandomHorizontalFlip().draw(4000, strength, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert float(drawn["flip"].float().mean()) == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_generator_decides_the_draws(batch: torch.Tensor) -> None:
@@ -246,8 +288,6 @@ def test_any_size_and_strength_stay_in_range(height: int, width: int, strength: 
     generator = torch.Generator().manual_seed(seed)
     picture = torch.randint(0, 256, (2, 1, height, width), dtype=torch.uint8, generator=generator)
     for step in ON_PICTURES:
-        if isinstance(step, GrayscaleNoise):
-            continue
         result = step(picture, strength, generator)
         assert result.shape == picture.shape
         assert result.dtype == torch.uint8
