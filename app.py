@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         build_page(predictor).launch(
             share=options.share, server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:  # the last: no such port
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     return 0

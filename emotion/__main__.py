@@ -24,11 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
         SystemExit: with 2 for wrong usage, with 0 after `--help`.
     """
     options = _parser().parse_args(arguments)
-    # File names may hold what the terminal's encoding lacks.
-    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return options.run(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -78,7 +76,7 @@ def _predict(options: argparse.Namespace) -> int:
             faces, problem = [], None
             try:
                 faces = predictor.predict(name)
-            except (ValueError, FileNotFoundError) as error:
+            except (ValueError, OSError) as error:
                 problem = str(error)
             items.append({"image": name, "faces": [face.to_json() for face in faces], "error": problem})
             if options.json:
@@ -103,7 +101,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     with redirect_stdout(sys.stderr):
         model = load_checkpoint(options.checkpoint)
-        dataset = load_dataset(options.data, options.split, options.labels, options.votes)
+        # FER2013's labels need no votes; given all the same, they are ignored.
+        votes = options.votes if options.labels == "ferplus" else None
+        dataset = load_dataset(options.data, options.split, options.labels, votes)
         metrics = evaluate(model, dataset, options.tta)
     print(json.dumps(metrics, indent=2) if options.json else _table(metrics))
     return 0
@@ -143,15 +143,17 @@ def _export(options: argparse.Namespace) -> int:
 
     with redirect_stdout(sys.stderr):
         model = load_checkpoint(options.checkpoint)
-        history = stored("history") or []
-        # Epochs compete with those of the same picture size only; the last one has the size that counts.
-        accuracies = [e["validation_accuracy"] for e in history if e.get("image_size") == history[-1].get("image_size")]
+        history, metrics = stored("history"), stored("metrics")
+        try:  # other tools may have written other metrics
+            best_val_acc = 100 * metrics["validation"]["accuracy"]
+        except (KeyError, TypeError):
+            best_val_acc = None
         save_pth(
             model,
             options.pth,
             history=history,
             training_config=stored("training_config"),
-            best_val_acc=100 * max(accuracies) if accuracies else None,
+            best_val_acc=best_val_acc,
         )
     print(f"{options.checkpoint} is written to {options.pth}.")
     return 0
@@ -165,4 +167,6 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    # File names may hold what the terminal's encoding lacks.
+    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from emotion.labels import IMAGE_SIZE
 
-MAX_PIXELS: Final = 8192 * 6144
-"""Largest picture that is opened: what cameras sell as 50 megapixels."""
+MAX_PIXELS: Final = 52_000_000
+"""Largest picture that is opened: what cameras sell as 50 megapixels has up to 51.3 million pixels."""
 _TOO_LARGE: Final = f"more than {MAX_PIXELS / 1e6:.0f} megapixels; give a smaller copy."
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 """Formats that are opened. Pillow knows more, but some of them start other programs."""
@@ -107,6 +107,8 @@ def _read(stream: io.BufferedIOBase, name: str) -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"{name} has {image.width} x {image.height} pixels; give a picture with at least one.")
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels, {_TOO_LARGE}")
     try:
@@ -137,7 +139,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise ValueError(f"The array has shape {array.shape}, {_TOO_LARGE}")
     if array.dtype == np.uint16:
-        array = (array // 257).astype(np.uint8)
+        array = _to_8_bit(array)
     elif np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):
             raise ValueError(f"The {array.dtype} array reaches from {array.min()} to {array.max()}; {accepted}")
@@ -147,18 +149,22 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
+def _to_8_bit(array: np.ndarray) -> np.ndarray:
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
     elif image.mode in ("I", "F"):
         array = np.nan_to_num(np.asarray(image, dtype=np.float32))
         # These modes name no white; files hold fractions, 8-bit or 16-bit values in them.
         peak = float(array.max())
         white = next((white for white in (1, 255, 65535) if peak <= white and (white > 1 or image.mode == "F")), peak)
         image = Image.fromarray((array.clip(0) * (255 / white)).round().astype(np.uint8))
-    if "A" in image.mode.upper() or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("LA") if image.mode == "La" else image
         colour = image.convert("RGBA")
         image = Image.new("RGB", image.size, (BACKGROUND,) * 3)

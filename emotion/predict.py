@@ -73,9 +73,12 @@ class EmotionPredictor:
 
     @classmethod
     def from_checkpoint(
-        cls, path_or_hub_id: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        path_or_hub_id: str | Path = DEFAULT_CHECKPOINT,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> "EmotionPredictor":
-        """Load the network from a checkpoint folder, a `.pth` file or the Hub.
+        """Load the network from a checkpoint folder, a `.pth` file or the Hub; by default the one that ships.
 
         Arguments and errors are those of `emotion.checkpoint.load_checkpoint`.
         """

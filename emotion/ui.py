@@ -149,7 +149,7 @@ def _photo_tab(predictor: EmotionPredictor) -> None:
         item: dict[str, Any] = {"image": Path(image).name, "faces": [], "error": None}
         try:
             item["faces"] = [face.to_json() for face in predictor.predict(image)]
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             item["error"] = _named(error, image)
         return item
 

@@ -21,6 +21,7 @@ from emotion.faces import MAX_PIXELS, Face, FaceDetector, _Net, crop_face, crop_
 
 # Measured by eye in an eightfold enlargement of skimage's astronaut (NASA, public domain; 512x512): pupils, tip of the
 # nose, corners of the mouth; and a box from the hairline to the chin.
+ROOT = Path(__file__).parents[1]
 ASTRONAUT_LANDMARKS = np.array([(203.4, 101.4), (247.1, 103.4), (225.7, 126.7), (204.0, 140.1), (243.6, 141.7)])
 ASTRONAUT_BOX = (181, 66, 90, 111)
 
@@ -119,7 +120,7 @@ def test_networks_compute_what_keras_defines(
 
 def test_detector_imports_neither_tensorflow_nor_the_code_of_mtcnn() -> None:
     code = "import sys, emotion.faces as f; f.FaceDetector(); print({'mtcnn', 'tensorflow'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
@@ -493,15 +494,36 @@ def png_header(width: int, height: int) -> bytes:
 
 def test_too_many_pixels_are_refused_by_the_header() -> None:
     assert 50e6 <= MAX_PIXELS < 51e6
-    for width, height in ((8192, 6145), (20000, 20000)):
+    for width, height in ((8000, 6501), (20000, 20000)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             limit = Image.MAX_IMAGE_PIXELS
-            with pytest.raises(ValueError, match="more than 50 megapixels; give a smaller copy"):
+            with pytest.raises(ValueError, match="more than 52 megapixels; give a smaller copy"):
                 open_image(png_header(width, height))
             assert limit == Image.MAX_IMAGE_PIXELS
-    with pytest.raises(ValueError, match="more than 50 megapixels; give a smaller copy"):
-        open_image(np.broadcast_to(np.uint8(0), (8192, 6145)))
+    with pytest.raises(ValueError, match="more than 52 megapixels; give a smaller copy"):
+        open_image(np.broadcast_to(np.uint8(0), (8000, 6501)))
     # One row less, and only the missing pixels are complained about.
     with pytest.raises(ValueError, match="cut short"):
-        open_image(png_header(8192, 6144))
+        open_image(png_header(8272, 6200))
+
+
+def test_grey_of_16_bits_is_rounded() -> None:
+    levels = np.array([[0, 128, 129, 32768, 65280, 65535]], dtype=np.uint16)
+    expected = np.round(levels / 257).astype(int).tolist()
+    assert np.asarray(open_image(levels))[..., 0].tolist() == expected
+    assert np.asarray(open_image(Image.fromarray(levels)))[..., 0].tolist() == expected
+
+
+def test_clear_pixels_of_a_palette_become_grey() -> None:
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    picture.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    pixels = np.asarray(open_image(picture.quantize(8)))
+    assert pixels[0, 0].tolist() == [0, 0, 255]
+    assert pixels[0, 7].tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="give a picture with at least one"):
+        open_image(Image.new("RGB", size))

@@ -14,6 +14,7 @@ from PIL import Image
 import emotion
 from emotion.checkpoint import load_checkpoint, save_pth
 from emotion.faces import FaceDetector, crop_face
+from emotion.labels import FER2013_LABELS
 from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor, load_and_predict_48x48_grayscale
 
 
@@ -175,3 +176,4 @@ def test_what_is_no_picture_is_refused(predictor: EmotionPredictor, tmp_path: Pa
 
 def test_the_shipped_checkpoint_is_found_from_anywhere() -> None:
     assert Path(__file__).parents[1] / "checkpoints" / "fer2013" == DEFAULT_CHECKPOINT
+    assert EmotionPredictor.from_checkpoint().model.labels == FER2013_LABELS
