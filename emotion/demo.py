@@ -37,7 +37,7 @@ CONFIG: Final = TrainingConfig(
     augmentation=(0.0, 0.2),
     image_sizes=(32, 32, 48, 48),
 )
-"""About 30 seconds of training on two idle cores; 99% of the test faces are then seen as drawn."""
+"""About 40 seconds of training on two cores; 99% of the test faces are then seen as drawn."""
 
 
 def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:
