@@ -100,9 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         "validation": about | evaluate(model, validation),
         "validation_tta": about | evaluate(model, validation, tta=True),
     }
-    with contextlib.suppress(
-        ValueError
-    ):  # FER2013 repeats faces across its splits; without any other there is no figure
+    # FER2013 repeats faces across its splits. Where training has seen every one, there is no such figure.
+    with contextlib.suppress(ValueError):
         unseen = without_duplicates_of(validation, training)
         metrics["validation_unseen"] = about | evaluate(model, unseen)
     save_checkpoint(model, options.output, metrics=metrics)

@@ -337,6 +337,8 @@ def fit(
     # Told so, Accelerate forms a group of CPU processes too, whatever launched them.
     no_gpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=no_gpu, mixed_precision="bf16" if precision == "bfloat16" else "no")
+    if config.unfreeze_every and accelerator.num_processes > 1:
+        raise ValueError("unfreeze_every works in one process only; set it to 0 or launch a single process.")
     device = accelerator.device
     identity = {
         "config": dataclasses.asdict(config),
@@ -355,8 +357,6 @@ def fit(
     ).to(device=device, memory_format=torch.channels_last)
     if config.transfer and accelerator.is_main_process:
         tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
-    if config.unfreeze_every and accelerator.num_processes > 1:
-        raise ValueError("unfreeze_every works in one process only; set it to 0 or launch a single process.")
     groups = network.get_transfer_learning_optimizer_groups(
         config.backbone_learning_rate if config.transfer else config.learning_rate,
         config.learning_rate,

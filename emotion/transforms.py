@@ -6,7 +6,6 @@ deterministic. Neighbouring geometry steps are composed into one homography and 
 blurs a 48x48 face less than one interpolation per step.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -485,5 +484,5 @@ def _to_uint8(batch: Tensor) -> Tensor:
 
 
 def _check_strength(strength: float) -> None:
-    if not (0 <= strength <= 1) or math.isnan(strength):
+    if not 0 <= strength <= 1:  # so NaN is refused, too
         raise ValueError(f"strength is {strength!r}; give a number from 0 (identity) to 1 (full range).")

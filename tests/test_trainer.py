@@ -225,7 +225,7 @@ def test_best_epoch_is_kept_and_patience_ends_the_run(
 def test_a_diverging_run_stops_and_keeps_the_best_weights(
     faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
 ) -> None:
-    # The warm-up starts at a sane rate and doubles it every step, up to one that no network survives.
+    # A rate that no network survives; and a run whose second epoch starts from weights that are not numbers.
     config = dataclasses.replace(
         QUICK, epochs=30, patience=30, optimizer="sgd", schedule="cosine", learning_rate=1e30, weight_decay=0.0
     )
