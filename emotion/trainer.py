@@ -75,6 +75,10 @@ class TrainingConfig:
         "Le 2021, arXiv 2104.00298); epochs compete only with those of the same size",
     )
     ema_decay: float = _option(0.0, "decay per step of the averaged weights that are validated and kept; 0: no average")
+    start_from: str | None = _option(
+        None,
+        "start from the weights of this checkpoint (folder, .pth file or Hub id); classes it does not name are new",
+    )
     transfer: str | None = _option(None, "start from ImageNet filters of this net (default: from scratch)", BACKBONES)
     unfreeze_every: int = _option(0, "epochs until one more feature block trains, from the last; 0: all from the start")
     precision: str = _option(
@@ -103,6 +107,8 @@ class TrainingConfig:
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value not in (*choices, option.default):
                 raise ValueError(f"{option.name} is {value!r}; choose from {', '.join(choices)}.")
+        if self.start_from and self.transfer:
+            raise ValueError(f"start_from is {self.start_from}, transfer {self.transfer}; give one of the two.")
         if self.transfer == "resnet18" and self.unfreeze_every:
             raise ValueError("resnet18 leaves the first block untrained, which must not be frozen; use a VGG donor.")
         if self.hard_epochs > self.epochs or len(self.image_sizes) > self.epochs:
@@ -355,6 +361,9 @@ def fit(
         pretrained_backbone=config.transfer or "vgg16",
         labels=training.labels,
     ).to(device=device, memory_format=torch.channels_last)
+    resumed = resume and state_file.exists()  # if not, it was cut in its first epoch, which starts anew
+    if config.start_from and not resumed:
+        _copy_weights(load_checkpoint(config.start_from), network)
     if config.transfer and accelerator.is_main_process:
         tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
     groups = network.get_transfer_learning_optimizer_groups(
@@ -379,7 +388,7 @@ def fit(
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
     history: list[dict] = []
-    if resume and state_file.exists():  # else it was cut in its first epoch, which starts anew
+    if resumed:
         state = load_training_state(state_file)
         before, now = ({**run, **run["config"]} for run in (state["identity"], identity))
         changed = [name for name in now if name != "config" and before.get(name) != now[name]]
@@ -470,6 +479,19 @@ def fit(
             )
     accelerator.wait_for_everyone()
     return load_checkpoint(output)
+
+
+@torch.no_grad()
+def _copy_weights(source: EmotionCNN, target: EmotionCNN) -> None:
+    """All weights, but in the output layer only those of the classes that both networks name."""
+    weights = source.state_dict()
+    output, old_output = target.classifier[-1], source.classifier[-1]
+    for name, fresh in (("weight", output.weight.clone()), ("bias", output.bias.clone())):
+        for row, label in enumerate(target.labels):
+            if label in source.labels:
+                fresh[row] = getattr(old_output, name)[source.labels.index(label)]
+        weights[f"classifier.{len(target.classifier) - 1}.{name}"] = fresh
+    target.load_state_dict(weights)
 
 
 def plot_history(history: list[dict], file: str | Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from emotion.checkpoint import load_checkpoint, load_training_state
+from emotion.checkpoint import load_checkpoint, load_training_state, save_checkpoint
 from emotion.data import FaceDataset
 from emotion.demo import make_dataset
 from emotion.labels import FER2013_LABELS
@@ -222,6 +223,31 @@ def test_best_epoch_is_kept_and_patience_ends_the_run(
     assert not torch.equal(kept[statistics], weights(tmp_path / "run")[statistics])
 
 
+def test_a_run_starts_from_the_weights_of_a_checkpoint(faces: FaceDataset, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    labels = ("contempt", *reversed(FER2013_LABELS))
+    source = EmotionCNN(8, labels=labels, temperature=2.0)
+    save_checkpoint(source, tmp_path / "source")
+    # At this rate the weights stay where they start.
+    config = dataclasses.replace(
+        QUICK, epochs=1, optimizer="sgd", learning_rate=1e-12, start_from=str(tmp_path / "source")
+    )
+    network = fit(config, faces, faces, tmp_path / "run")
+    assert network.temperature == 1.0
+    kept, given = (dict(model.named_parameters()) for model in (network, source))
+    output = {name for name in given if given[name].shape[0] == 8}
+    assert len(output) == 2
+    for name in given.keys() - output:
+        torch.testing.assert_close(kept[name], given[name], atol=1e-3, rtol=1e-3)
+    for name in FER2013_LABELS:  # rows follow the names, not the positions
+        row, old_row = network.classifier[-1].weight[network.labels.index(name)], labels.index(name)
+        torch.testing.assert_close(row, source.classifier[-1].weight[old_row], atol=1e-3, rtol=1e-3)
+    shutil.rmtree(tmp_path / "source")
+    fit(config, faces, faces, tmp_path / "run", resume=True)
+    with pytest.raises(FileNotFoundError, match="source"):
+        fit(config, faces, faces, tmp_path / "other")
+
+
 def test_a_diverging_run_stops_and_keeps_the_best_weights(
     faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
 ) -> None:
@@ -303,6 +329,7 @@ def test_original_recipe_is_the_published_one() -> None:
         ({"optimizer": "lion"}, "optimizer is 'lion'; choose from adam, sgd"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"start_from": "runs/first", "transfer": "vgg16"}, "start_from is runs/first, transfer vgg16; give one"),
         ({"hard_epochs": 4}, "3 epochs for 4 hard_epochs"),
         ({"image_sizes": (16, 24, 32, 48)}, "3 epochs for 0 hard_epochs and 4 image_sizes"),
     ],
