@@ -4,9 +4,12 @@ import argparse
 import json
 import sys
 from contextlib import redirect_stdout
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emotion.labels import LABEL_SETS
+
+if TYPE_CHECKING:
+    from emotion.model import EmotionCNN
 
 # Each command imports what it needs, so that --help and wrong usage answer at once.
 
@@ -57,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a checkpoint in another format")
     export.set_defaults(run=_export)
     export.add_argument("checkpoint", **checkpoint | {"metavar": "CHECKPOINT"})
-    export.add_argument("--pth", required=True, metavar="FILE", help="single file with weights, labels and history")
+    export.add_argument("--pth", metavar="FILE", help="single file with weights, labels and history")
+    export.add_argument("--onnx", metavar="FILE", help="ONNX file with labels, temperature and normalisation in it")
+    export.add_argument("--int8", action="store_true", help="quantise the ONNX file: a third of the size, faster")
 
     demo = commands.add_parser("demo", help="draw faces, train on them, evaluate and predict, in under a minute")
     demo.set_defaults(run=_demo)
@@ -133,30 +138,42 @@ def _table(metrics: dict[str, Any]) -> str:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from emotion.checkpoint import load_checkpoint, load_metadata, save_pth
+    if options.pth is None and options.onnx is None:
+        raise ValueError("nothing to write; give --pth FILE, --onnx FILE or both.")
+    if options.int8 and options.onnx is None:
+        raise ValueError("--int8 is for ONNX only; give --onnx FILE with it.")
 
-    def stored(name: str) -> Any:
-        try:
-            return load_metadata(options.checkpoint, name)
-        except FileNotFoundError:
-            return None
+    from emotion.checkpoint import load_checkpoint
 
     with redirect_stdout(sys.stderr):
         model = load_checkpoint(options.checkpoint)
-        history, metrics = stored("history"), stored("metrics")
-        try:  # other tools may have written other metrics
-            best_val_acc = 100 * metrics["validation"]["accuracy"]
-        except (KeyError, TypeError):
-            best_val_acc = None
-        save_pth(
-            model,
-            options.pth,
-            history=history,
-            training_config=stored("training_config"),
-            best_val_acc=best_val_acc,
-        )
-    print(f"{options.checkpoint} is written to {options.pth}.")
+        if options.pth is not None:
+            _export_pth(model, options.checkpoint, options.pth)
+        if options.onnx is not None:
+            from emotion.demo import make_dataset
+            from emotion.export import export_onnx
+
+            export_onnx(model, options.onnx, make_dataset(64).images.numpy() if options.int8 else None)
+    for file in filter(None, (options.pth, options.onnx)):
+        print(f"{options.checkpoint} is written to {file}.")
     return 0
+
+
+def _export_pth(model: "EmotionCNN", checkpoint: str, file: str) -> None:
+    from emotion.checkpoint import load_metadata, save_pth
+
+    def stored(name: str) -> Any:
+        try:
+            return load_metadata(checkpoint, name)
+        except FileNotFoundError:
+            return None
+
+    history, metrics = stored("history"), stored("metrics")
+    try:  # other tools may have written other metrics
+        best_val_acc = 100 * metrics["validation"]["accuracy"]
+    except (KeyError, TypeError):
+        best_val_acc = None
+    save_pth(model, file, history=history, training_config=stored("training_config"), best_val_acc=best_val_acc)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -88,12 +88,13 @@ def test_only_the_page_imports_gradio(module: str) -> None:
     assert not [name for name in imported(module) if name.split(".")[0] in ("gradio", "gradio_client")]
 
 
-def test_the_public_names_load_neither_gradio_nor_accelerate() -> None:
+def test_the_public_names_load_none_of_gradio_accelerate_and_onnx() -> None:
     code = (
         "import sys, emotion\n"
         "early = 'torch' in sys.modules\n"
         "for name in emotion.__all__: getattr(emotion, name)\n"
-        "print(early, [name for name in ('torch', 'gradio', 'accelerate', 'matplotlib') if name in sys.modules])"
+        "heavy = 'torch', 'gradio', 'accelerate', 'matplotlib', 'onnx', 'onnxruntime'\n"
+        "print(early, [name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False ['torch']\n"
