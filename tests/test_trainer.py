@@ -341,10 +341,10 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     arguments = ("--data", write_csv(tmp_path), "--output", tmp_path / "run", "--epochs", 2)
     done = run(*launch, *options, "train.py", *arguments, "--batch-size", 7, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation: accuracy") == 1
+    assert done.stdout.count("plain: accuracy") == 1
     run_settings = json.loads((tmp_path / "run/training_config.json").read_text())
     assert run_settings["processes"] == 2
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["validation"]
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["plain"]
     history = json.loads((tmp_path / "run/history.json").read_text())
     assert metrics["rows"] == 21
     # The two halves of the validation faces were measured apart; together they must give the same figure.
