@@ -5,9 +5,12 @@ import json
 import os
 import sys
 from contextlib import redirect_stdout
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emotion.labels import LABEL_SETS
+
+if TYPE_CHECKING:
+    from emotion.data import FaceDataset
 
 # Each command imports what it needs, so that --help and wrong usage answer at once.
 
@@ -141,7 +144,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _training_faces(options: argparse.Namespace) -> Any:
+def _training_faces(options: argparse.Namespace) -> "FaceDataset | None":
     """Every face of the training split of --train-data, else of --data; None if the latter has no such split."""
     from emotion.data import SPLIT_NAMES, available_splits, load_dataset
 

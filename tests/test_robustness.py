@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from test_evaluate import network
 
 from emotion.data import FaceDataset
 from emotion.demo import make_dataset
 from emotion.evaluate import evaluate
-from emotion.model import EmotionCNN
 from emotion.robustness import SEVERITIES, corrupt, measure_robustness
 
 FACES = make_dataset(28, seed=5)
@@ -145,14 +145,7 @@ def test_an_unknown_corruption_is_refused() -> None:
 
 
 def test_accuracy_is_that_of_the_corrupted_faces() -> None:
-    torch.manual_seed(0)
-    model = EmotionCNN(dropout_rate=0.0)
-    torch.nn.init.normal_(model.classifier[-1].weight, std=0.3)
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model(FACES.images[:, None].float() / 127.5 - 1)
+    model = network()
     result = measure_robustness(model, FACES, "PublicTest", "fer2013")
     assert {key: result[key] for key in ("split", "label_set", "rows")} == {
         "split": "PublicTest",
