@@ -1,7 +1,6 @@
 """Train the network on FER2013, FER+ or class folders; see `python train.py --help`."""
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import sys
@@ -10,7 +9,7 @@ from typing import Any
 
 from emotion.checkpoint import save_checkpoint
 from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
-from emotion.evaluate import compute_logits, evaluate, fit_temperature
+from emotion.evaluate import compute_logits, fit_temperature, report, save_report
 from emotion.labels import LABEL_SETS
 from emotion.trainer import RECIPES, TrainingConfig, fit
 
@@ -94,19 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     if int(os.environ.get("RANK", 0)) > 0:  # one of several processes: the first one does the rest
         return 0
-    model.temperature = fit_temperature(compute_logits(model, validation)[0], validation.class_indices)
-    about = {"split": split, "label_set": options.labels}
-    metrics = {
-        "validation": about | evaluate(model, validation),
-        "validation_tta": about | evaluate(model, validation, tta=True),
-    }
-    # FER2013 repeats faces across its splits. Where training has seen every one, there is no such figure.
-    with contextlib.suppress(ValueError):
-        unseen = without_duplicates_of(validation, training)
-        metrics["validation_unseen"] = about | evaluate(model, unseen)
-    save_checkpoint(model, options.output, metrics=metrics)
-    for name, result in metrics.items():
-        print(f"{name}: accuracy {result['accuracy']:.4f}, ECE {result['ece']:.4f} on {result['rows']} rows of {split}")
+    logits = compute_logits(model, validation, tta=True)
+    model.temperature = fit_temperature(logits[0], validation.class_indices)
+    save_checkpoint(model, options.output)
+    metrics = report(model, logits, validation, split, options.labels, training)
+    save_report(metrics, options.output)
+    for name in ("plain", "tta", "unseen"):
+        if result := metrics.get(name):
+            print(
+                f"{name}: accuracy {result['accuracy']:.4f}, ECE {result['ece']:.4f}, {result['rows']} rows of {split}"
+            )
     return 0
 
 

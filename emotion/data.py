@@ -229,11 +229,16 @@ def without_duplicates_of(dataset: FaceDataset, other: FaceDataset) -> FaceDatas
     Raises:
         ValueError: if no row is left.
     """
-    seen = {image.tobytes() for image in other.images.numpy()}
-    new = [row for row, image in enumerate(dataset.images.numpy()) if image.tobytes() not in seen]
-    if not new:
+    new = not_in(dataset, other)
+    if not new.any():
         raise ValueError(f"All {len(dataset)} rows also stand in the other data set; give two different splits.")
     return dataset.subset(new)
+
+
+def not_in(dataset: FaceDataset, other: FaceDataset) -> Tensor:
+    """Bool (N,): the rows of `dataset` whose 48x48 pixels do not also stand, byte for byte, in `other`."""
+    seen = {image.tobytes() for image in other.images.numpy()}
+    return torch.tensor([image.tobytes() not in seen for image in dataset.images.numpy()], dtype=torch.bool)
 
 
 def _existing(path: str | Path) -> Path:

@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         model.train()(torch.tensor(patches / 127.5 - 1, dtype=torch.float32))
     folder = tmp_path_factory.mktemp("checkpoints") / "random"
-    metrics = {"validation": {"accuracy": 0.75}}
+    metrics = {"plain": {"accuracy": 0.75}}
     return save_checkpoint(model, folder, history=HISTORY, metrics=metrics, training_config={"epochs": 2})
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import HISTORY, LABELS
@@ -261,6 +263,57 @@ def test_evaluate_measures_the_rows_of_one_split(
     assert table.status == 0
     assert "faces              6\n" in table.out
     assert [line.split()[0] for line in table.out.splitlines()[-7:]] == list(model.labels)
+
+
+def test_the_full_report_is_printed_and_written(
+    run, seven: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "cache"))
+    call = ("evaluate", "--checkpoint", seven, "--data", labelled, "--labels", "fer2013", "--split", "PublicTest")
+    plain, tta = (json.loads(run(*call, "--json", *more).out) for more in ((), ("--tta",)))
+    # Another file, whose training split repeats the first two faces of the test split.
+    seen = pd.read_csv(labelled).iloc[[0, 1, 8]].assign(Usage="Training", emotion=3)
+    seen.to_csv(tmp_path / "seen.csv", index=False)
+    folder = tmp_path / "new" / "report"
+    done = run(*call, "--full", "--json", "--train-data", tmp_path / "seen.csv", "--output", folder)
+    assert done.status == 0
+    result = json.loads(done.out)
+    parts = ["plain", "tta", "unseen", "clear_answer", "robustness"]
+    assert [key for key in result if key not in plain | {"split": 0, "label_set": 0}] == parts
+    # What there is without --full is there with it, too.
+    assert {key: result[key] for key in plain} == plain == {key: result["plain"][key] for key in plain}
+    assert {key: result["tta"][key] for key in tta} == tta
+    assert (result["unseen"]["rows"], result["unseen"]["split"]) == (4, "PublicTest")
+    assert result["unseen"]["confusion"][0] == result["unseen"]["confusion"][1] == [0] * 7
+    assert (result["robustness"]["rows"], len(result["robustness"]["accuracy"])) == (6, 7)
+    assert {file.name for file in folder.iterdir()} == {"metrics.json", "confusion.png", "reliability.png"}
+    assert json.loads((folder / "metrics.json").read_text()) == {key: result[key] for key in parts}
+    assert list(tmp_path.glob("*.png")) == []
+
+    # For people, and against the training split of --data, which repeats none of the six faces.
+    table = run(*call, "--full")
+    assert table.status == 0
+    assert re.search(r"^not seen in training +6 ", table.out, re.MULTILINE)
+    assert [line.split()[0] for line in table.out.splitlines()[-7:]] == list(result["robustness"]["accuracy"])
+
+
+def test_the_full_report_does_without_training_faces(
+    run, seven: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "cache"))
+    table = pd.read_csv(labelled)
+    table[table["Usage"] == "PublicTest"].to_csv(tmp_path / "test.csv", index=False)
+    call = ("evaluate", "--checkpoint", seven, "--data", tmp_path / "test.csv", "--labels", "fer2013")
+    done = run(*call, "--split", "PublicTest", "--full", "--json")
+    assert "unseen" not in json.loads(done.out)
+    refused = run(*call, "--split", "PublicTest", "--full", "--train-data", tmp_path / "test.csv")
+    assert (refused.status, refused.out) == (2, "")
+    assert "no split 'train'; give one of PublicTest" in refused.err
+    for option in ("--train-data", "--output"):
+        refused = run(*call, "--split", "PublicTest", option, tmp_path / "other")
+        assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1)
+        assert "add --full" in refused.err
+    assert not (tmp_path / "other").exists()
 
 
 def test_evaluate_on_ferplus_asks_for_votes(run, seven: Path, labelled: Path, tmp_path: Path) -> None:

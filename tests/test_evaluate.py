@@ -1,14 +1,30 @@
 """Figures against scikit-learn, SciPy and sums written out by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy import stats
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from emotion.data import FaceDataset
-from emotion.evaluate import compute_logits, evaluate, expected_calibration_error, fit_temperature
+from emotion.evaluate import (
+    bootstrap_interval,
+    clear_threshold,
+    compute_logits,
+    evaluate,
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+    report,
+    save_report,
+)
 from emotion.labels import FER2013_LABELS, FERPLUS_LABELS
 from emotion.model import EmotionCNN
 
@@ -140,3 +156,122 @@ def test_temperature_minimises_the_likelihood(scale: float) -> None:
     best = minimize_scalar(likelihood, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-6}).x
     assert fit_temperature(torch.from_numpy(scaled), torch.from_numpy(classes)) == pytest.approx(best, rel=1e-3)
     assert best == pytest.approx(scale, rel=0.15)
+
+
+@pytest.mark.parametrize(("rows", "accuracy"), [(3589, 0.646), (200, 0.9)])
+def test_the_interval_is_that_of_resampled_rows(rows: int, accuracy: float) -> None:
+    correct = np.arange(rows) < round(accuracy * rows)
+    low, high = bootstrap_interval(correct)
+    # SciPy draws the rows themselves.
+    drawn = stats.bootstrap((correct,), np.mean, n_resamples=2000, method="percentile", rng=1).confidence_interval
+    error = (accuracy * (1 - accuracy) / rows) ** 0.5
+    assert (low, high) == pytest.approx((drawn.low, drawn.high), abs=0.1 * error + 1 / rows)
+    assert (low, high) == pytest.approx((accuracy - 1.96 * error, accuracy + 1.96 * error), abs=0.1 * error + 1 / rows)
+    assert bootstrap_interval(correct) == [low, high]
+    assert bootstrap_interval(np.ones(rows, bool)) == [1, 1]
+
+
+def test_reliability_bins_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    # No confidence below 0.2: the first three bins are empty. scikit-learn's bins are closed on the other side.
+    confidence, correct = rng.uniform(0.2, 1, 500), rng.random(500) < 0.6
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=15)
+    bins = reliability(confidence, correct)
+    assert [b["accuracy"] for b in bins] == pytest.approx(accuracy)
+    assert [b["confidence"] for b in bins] == pytest.approx(mean)
+    assert [b["rows"] for b in bins] == np.histogram(confidence, 15, (0, 1))[0][3:].tolist()
+
+
+def test_bins_are_closed_on_the_right() -> None:
+    bins = reliability(np.array([0.2, 0.2 + 1e-9, 1.0]), np.array([True, False, True]))
+    assert [(b["rows"], b["accuracy"]) for b in bins] == [(1, 1), (1, 0), (1, 1)]
+
+
+def test_the_clear_threshold_of_a_hand_made_case() -> None:
+    confidence = np.array([0.3, 0.9, 0.5, 0.4, 0.8, 0.6])
+    correct = np.array([False, True, True, False, True, False])
+    # From .8: one right answer (.5) is called unclear. From .5: one wrong one (.6) clear. The higher one is taken.
+    assert clear_threshold(confidence, correct) == 0.8
+    correct[5] = True
+    assert clear_threshold(confidence, correct) == 0.5
+    assert clear_threshold(confidence, np.ones(6, bool)) == 0.3
+    assert clear_threshold(confidence, np.zeros(6, bool)) == 0.9  # the surest row is always clear
+    # Equal confidences cannot be told apart: two right rows outweigh the wrong one beside them.
+    assert clear_threshold(np.array([0.7, 0.7, 0.7, 0.2]), np.array([False, True, True, False])) == 0.7
+
+
+def test_no_other_threshold_makes_fewer_mistakes() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.2, 1, 30_000).round(2)
+    correct = rng.random(30_000) < confidence  # calibrated, so about 0.5 is best
+
+    def mistakes(threshold: float) -> int:
+        return int((~correct & (confidence >= threshold)).sum() + (correct & (confidence < threshold)).sum())
+
+    learned = clear_threshold(confidence, correct)
+    assert mistakes(learned) == min(mistakes(threshold) for threshold in np.arange(0.2, 1.01, 0.005))
+    assert learned == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_report_is_what_evaluate_says_of_each_part() -> None:
+    model, faces = network(temperature=1.7), random_faces(FER2013_LABELS)
+    # Training has seen rows 5 to 9 of these faces, and others.
+    seen = FaceDataset(torch.cat([faces.images[5:10], 255 - faces.images]), torch.eye(7)[[0] * 65], faces.labels)
+    logits = compute_logits(model, faces, tta=True)
+    result = report(model, logits, faces, "PublicTest", "fer2013", seen)
+    assert list(result) == ["plain", "tta", "unseen", "clear_answer"]
+    about = {"split": "PublicTest", "label_set": "fer2013"}
+    assert_same(result["plain"], about | evaluate(model, faces))
+    assert_same(result["tta"], about | evaluate(model, faces, tta=True))
+    unseen = faces.subset([*range(5), *range(10, 60)])
+    assert result["unseen"]["rows"] == 55
+    assert_same(result["unseen"], about | evaluate(model, unseen))
+    assert len({json.dumps(result[key]) for key in ("plain", "tta", "unseen")}) == 3
+
+    probabilities = softmax(logits_of(model, faces) / 1.7, axis=1)
+    clear = result["clear_answer"]
+    chosen = probabilities.max(1) >= clear["threshold"] - 1e-6
+    right = probabilities.argmax(1) == faces.class_indices.numpy()
+    assert (clear["split"], clear["rows"]) == ("PublicTest", 60)
+    assert clear["share"] == pytest.approx(chosen.mean())
+    assert clear["accuracy"] == pytest.approx(right[chosen].mean())
+
+
+def assert_same(first: dict, second: dict) -> None:
+    """Equal but for what the size of a batch does to the last digits."""
+    assert first.keys() == second.keys()
+    for key in first.keys() - {"reliability", "per_class"}:
+        assert first[key] == (pytest.approx(second[key], rel=1e-4) if isinstance(second[key], float) else second[key])
+    assert first["per_class"] == second["per_class"]
+    for one, other in zip(first["reliability"], second["reliability"], strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_without_unseen_rows_there_is_no_such_figure() -> None:
+    model, faces = network(), random_faces(FER2013_LABELS)
+    logits = compute_logits(model, faces, tta=True)
+    assert "unseen" not in report(model, logits, faces, "PublicTest", "fer2013")
+    assert "unseen" not in report(model, logits, faces, "PublicTest", "fer2013", faces)
+
+
+@pytest.mark.parametrize("split", ["PrivateTest", "test", "Training"])
+def test_no_threshold_is_chosen_on_test_or_training_faces(split: str) -> None:
+    model, faces = network(), random_faces(FER2013_LABELS)
+    assert list(report(model, compute_logits(model, faces, tta=True), faces, split, "fer2013")) == ["plain", "tta"]
+
+
+def test_a_saved_report_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> None:
+    model, faces = network(), random_faces(FER2013_LABELS)
+    metrics = report(model, compute_logits(model, faces, tta=True), faces, "PublicTest", "fer2013")
+    save_report(metrics, tmp_path / "new")
+    assert json.loads((tmp_path / "new/metrics.json").read_text("utf-8")) == metrics
+    for name in ("confusion.png", "reliability.png"):
+        with Image.open(tmp_path / "new" / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 400
+            assert len(picture.convert("L").getcolors()) > 20
+    before = {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}
+    assert before.keys() == {"metrics.json", "confusion.png", "reliability.png"}
+    with pytest.raises(KeyError):
+        save_report({"plain": metrics["plain"] | {"accuracy": 0, "reliability": [{}]}}, tmp_path / "new")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()} == before

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from emotion.checkpoint import load_checkpoint, load_training_state, save_checkpoint
 from emotion.data import FaceDataset
 from emotion.demo import make_dataset
+from emotion.evaluate import evaluate
 from emotion.labels import FER2013_LABELS
 from emotion.model import EmotionCNN
 from emotion.trainer import (
@@ -368,14 +369,21 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     arguments = ("--data", write_csv(tmp_path), "--output", tmp_path / "run", "--epochs", 2)
     done = run(*launch, *options, "train.py", *arguments, "--batch-size", 7, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation: accuracy") == 1
+    assert done.stdout.count("plain: accuracy") == 1
     run_settings = json.loads((tmp_path / "run/training_config.json").read_text())
     assert run_settings["processes"] == 2
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["validation"]
+    written = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert list(written) == ["plain", "tta", "unseen", "clear_answer"]
+    assert (tmp_path / "run/confusion.png").exists() and (tmp_path / "run/reliability.png").exists()
+    metrics = written["plain"]
     history = json.loads((tmp_path / "run/history.json").read_text())
     assert metrics["rows"] == 21
     # The two halves of the validation faces were measured apart; together they must give the same figure.
     assert metrics["accuracy"] == pytest.approx(max(entry["validation_accuracy"] for entry in history))
+    # What is on disk, temperature included, gives the figures that stand beside it.
+    again = evaluate(load_checkpoint(tmp_path / "run"), make_dataset(21, seed=2), tta=True)
+    assert written["tta"]["temperature"] == again["temperature"] != 1
+    assert written["tta"]["nll"] == pytest.approx(again["nll"], rel=1e-5)
 
 
 def test_help_groups_its_flags_and_wrong_usage_exits_with_2(tmp_path: Path) -> None:
