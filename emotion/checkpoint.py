@@ -345,7 +345,7 @@ def hub_problem(error: BaseException) -> str:
     while not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
         error = error.__cause__
     if not isinstance(error, HfHubHTTPError):
-        return "nothing answered; check the connection and try again"
+        return f"no usable answer came ({type(error).__name__}); check the connection and try again"
     status = error.response.status_code
     if isinstance(error, GatedRepoError):
         return "that model is gated; ask for access on its page, then run `hf auth login`"
