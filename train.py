@@ -10,6 +10,7 @@ from typing import Any
 from emotion.checkpoint import save_checkpoint
 from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
 from emotion.evaluate import compute_logits, fit_temperature, report, save_report
+from emotion.hub import check_target, push
 from emotion.labels import LABEL_SETS
 from emotion.trainer import RECIPES, TrainingConfig, fit
 
@@ -36,6 +37,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Tr
     run = parser.add_argument_group("run")
     run.add_argument("--output", required=True, metavar="FOLDER", type=Path, help="checkpoint folder to write")
     run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
+    run.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the result as this model repository")
     recipe = parser.add_argument_group("recipe", "what is given here replaces the value of the recipe")
     recipe.add_argument("--recipe", default="original", choices=RECIPES, help="starting point (default: %(default)s)")
     for field in dataclasses.fields(TrainingConfig):
@@ -80,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, calibrate, measure on the validation faces, write it all to the checkpoint; returns the exit code."""
     options, config = parse_arguments(arguments)
     try:
+        if options.push_to_hub:  # a typing mistake shall not show after hours of training
+            check_target(options.push_to_hub)
         training, validation, split = load_splits(options, config.soft_targets)
         model = fit(config, training, validation, options.output, options.resume)
     except (ValueError, OSError) as error:
@@ -103,6 +107,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"{name}: accuracy {result['accuracy']:.4f}, ECE {result['ece']:.4f}, {result['rows']} rows of {split}"
             )
+    if options.push_to_hub:
+        try:
+            print(push(options.output, options.push_to_hub))
+        except (ValueError, OSError) as error:
+            again = f"python -m emotion push {options.output} {options.push_to_hub}"
+            print(f"train.py: the network is in {options.output}, but {error} Repeat: {again}", file=sys.stderr)
+            return 1
     return 0
 
 

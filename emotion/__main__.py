@@ -1,4 +1,4 @@
-"""The command line: `python -m emotion predict, evaluate, export, demo`."""
+"""The command line: `python -m emotion predict, evaluate, export, push, deploy, demo`."""
 
 import argparse
 import json
@@ -39,7 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m emotion", description="Recognise facial expressions in photos.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    checkpoint = {"metavar": "PATH_OR_HUB_ID", "help": "checkpoint folder, .pth file or Hub id such as user/name"}
+    checkpoint = {
+        "metavar": "PATH_OR_HUB_ID",
+        "help": "checkpoint folder, .pth file or Hub id such as user/name[@revision]",
+    }
 
     predict = commands.add_parser("predict", help="find the faces in photos and name their expressions")
     predict.set_defaults(run=_predict)
@@ -82,6 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--pth", metavar="FILE", help="single file with weights, labels and history")
     export.add_argument("--onnx", metavar="FILE", help="ONNX file with labels, temperature and normalisation in it")
     export.add_argument("--int8", action="store_true", help="quantise the ONNX file: a third of the size, faster")
+
+    dry_run = {"action": "store_true", "help": "list the files and their sizes; nothing is sent"}
+    push = commands.add_parser("push", help="publish a checkpoint on the Hub, with ONNX and a model card")
+    push.set_defaults(run=_push)
+    push.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, such as train.py writes")
+    push.add_argument("hub_id", metavar="USER/NAME", help="model repository, created if it is not there")
+    push.add_argument("--private", action="store_true", help="create a repository that only you can see")
+    push.add_argument("--dry-run", **dry_run)
+
+    deploy = commands.add_parser("deploy", help="create or update a Space on the Hub that serves the page")
+    deploy.set_defaults(run=_deploy)
+    deploy.add_argument("space_id", metavar="USER/SPACE", help="Space, created if it is not there")
+    deploy.add_argument(
+        "--checkpoint", metavar="FOLDER_OR_HUB_ID", help="network that the page serves (default: the shipped one)"
+    )
+    deploy.add_argument("--hardware", metavar="NAME", help="such as cpu-basic or t4-small (default: as it is)")
+    deploy.add_argument("--dry-run", **dry_run)
 
     demo = commands.add_parser("demo", help="draw faces, train on them, evaluate and predict, in under a minute")
     demo.set_defaults(run=_demo)
@@ -246,6 +266,25 @@ def _export_pth(model: "EmotionCNN", checkpoint: str, file: str) -> None:
     except (KeyError, TypeError):
         best_val_acc = None
     save_pth(model, file, history=history, training_config=stored("training_config"), best_val_acc=best_val_acc)
+
+
+def _push(options: argparse.Namespace) -> int:
+    from emotion.hub import push
+
+    with redirect_stdout(sys.stderr):
+        report = push(options.checkpoint, options.hub_id, options.private, options.dry_run)
+    print(report)
+    return 0
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from emotion.hub import deploy
+    from emotion.predict import DEFAULT_CHECKPOINT
+
+    with redirect_stdout(sys.stderr):
+        report = deploy(options.space_id, options.checkpoint or DEFAULT_CHECKPOINT, options.hardware, options.dry_run)
+    print(report)
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -15,10 +15,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_token, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -37,7 +38,7 @@ METADATA = ("history", "metrics", "training_config")
 MAX_JSON_BYTES = 4 * 2**20
 MAX_SAFETENSORS_BYTES = 64 * 2**20
 MAX_PTH_BYTES = 512 * 2**20
-ACCEPTED = "give a checkpoint folder, a .pth file or a Hub id such as 'user/name'"
+ACCEPTED = "give a checkpoint folder, a .pth file or a Hub id such as 'user/name' or 'user/name@revision'"
 
 
 @contextmanager
@@ -117,9 +118,9 @@ def load_checkpoint(
     `model.safetensors` are taken, never a pickle.
 
     Args:
-        path_or_hub_id: folder, `.pth` file, or "user/name".
+        path_or_hub_id: folder, `.pth` file, "user/name", or "user/name@revision".
         device: where the network shall live.
-        revision: branch, tag or commit; only for a Hub id.
+        revision: branch, tag or commit; only for a Hub id that names none itself.
 
     Returns:
         The network in eval mode, in float32.
@@ -138,9 +139,9 @@ def load_checkpoint(
         source = path_or_hub_id
     else:
         # The configuration is checked first: a foreign repository is refused before its weights are downloaded.
-        file = _locate(path_or_hub_id, "config.json", revision)
+        file = locate(path_or_hub_id, "config.json", revision)
         model = _build(_read_json(file), file)
-        source = _locate(path_or_hub_id, "model.safetensors", revision)
+        source = locate(path_or_hub_id, "model.safetensors", revision)
         state = _read_safetensors(source)
     model.load_state_dict(_checked(state, model, source))
     return model.to(device).eval()
@@ -155,7 +156,7 @@ def load_metadata(path_or_hub_id: str | Path, name: str, revision: str | None = 
     """
     if name not in METADATA:
         raise ValueError(f"{name!r} is no metadata of a checkpoint; choose from {', '.join(METADATA)}.")
-    return _read_json(_locate(path_or_hub_id, f"{name}.json", revision))
+    return _read_json(locate(path_or_hub_id, f"{name}.json", revision))
 
 
 def save_pth(
@@ -275,8 +276,15 @@ def _checked(state: Mapping[str, Any], model: EmotionCNN, source: str | Path) ->
     return weights
 
 
-def _locate(path_or_hub_id: str | Path, name: str, revision: str | None) -> Path:
-    """The file `name` of a checkpoint folder, or of a Hub repository after a download into the Hub's cache."""
+def locate(path_or_hub_id: str | Path, name: str, revision: str | None = None) -> Path:
+    """The file `name` of a checkpoint folder, or of a Hub repository after a download into the Hub's cache.
+
+    Arguments are those of `load_checkpoint`; what is too large to be ours is refused before it is downloaded.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, repository, revision or file, or the Hub does not give it.
+        ValueError: if a revision is given for a local folder or twice, or the Hub's file is too large.
+    """
     if os.path.isdir(path_or_hub_id):
         if revision is not None:
             raise ValueError(
@@ -288,34 +296,71 @@ def _locate(path_or_hub_id: str | Path, name: str, revision: str | None) -> Path
         return file
     if os.path.isfile(path_or_hub_id):
         raise FileNotFoundError(f"{path_or_hub_id} is one file, without {name}; give a checkpoint folder or a Hub id.")
-    if not _is_hub_id(path_or_hub_id):
+    hub_id, at, pinned = str(path_or_hub_id).partition("@")
+    if not isinstance(path_or_hub_id, str) or not is_hub_id(hub_id) or (at and not pinned):
         raise FileNotFoundError(f"{str(path_or_hub_id)!r} does not exist; {ACCEPTED}.")
-    hub = f"no local folder or file is named {path_or_hub_id!r}, and on the Hub"
+    if pinned and revision is not None:
+        raise ValueError(f"{path_or_hub_id!r} names a revision already; leave out revision {revision!r}.")
+    revision = pinned or revision
+    limit = MAX_SAFETENSORS_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
     try:
-        return Path(hf_hub_download(path_or_hub_id, name, revision=revision))
-    except GatedRepoError as error:
-        problem, cause = "that model is gated; ask for access on its page, then run `hf auth login`", error
-    except RepositoryNotFoundError as error:
-        problem, cause = "no such model is visible; check the name, or run `hf auth login` if it is private", error
+        size = hf_hub_download(hub_id, name, revision=revision, dry_run=True).file_size or 0
+        if size <= limit:
+            return Path(hf_hub_download(hub_id, name, revision=revision))
     except RevisionNotFoundError as error:
-        problem, cause = f"that model has no revision {revision!r}; give a branch, tag or commit of it", error
-    except LocalEntryNotFoundError as error:
-        problem, cause = "it could not be looked up nor found in the cache; check the path or the connection", error
+        problem, cause = f"that repository has no revision {revision!r}; give a branch, tag or commit of it", error
     except EntryNotFoundError as error:
-        problem, cause = f"that model has no {name}; {ACCEPTED} of a model that this project wrote", error
+        problem, cause = f"that repository has no {name}; {ACCEPTED} of a model that this project wrote", error
+        if isinstance(error, LocalEntryNotFoundError):  # The cache has none either: what the Hub said matters.
+            problem = hub_problem(error)
     except Exception as error:  # Which errors a broken download raises depends on the Hub library's version.
-        problem, cause = f"{name} of that model could not be downloaded; try again later", error
-    raise FileNotFoundError(f"{hub} {problem}.") from cause
+        problem, cause = hub_problem(error), error
+    else:
+        raise ValueError(
+            f"{name} of {path_or_hub_id!r} has {size:,} bytes, but this project's files have at most {limit:,}; "
+            "nothing was downloaded, give a model that this project wrote."
+        )
+    raise FileNotFoundError(
+        f"no local folder or file is named {path_or_hub_id!r}, and on the Hub {problem}."
+    ) from cause
 
 
-def _is_hub_id(name: str | Path) -> bool:
-    if not isinstance(name, str) or name.count("/") != 1 or name.endswith((".pth", ".pt", ".safetensors")):
+def is_hub_id(name: str) -> bool:
+    """Whether `name` can be the USER/NAME of a Hub repository; nothing is looked up."""
+    if name.count("/") != 1 or name.endswith((".pth", ".pt", ".safetensors")):
         return False
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
     return True
+
+
+def hub_problem(error: BaseException) -> str:
+    """What went wrong on the Hub and what to do, as the end of a sentence that never holds a token.
+
+    Args:
+        error: whatever a function of `huggingface_hub` raised.
+    """
+    while not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, HfHubHTTPError):
+        return f"no usable answer came ({type(error).__name__}); check the connection and try again"
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError):
+        return "that model is gated; ask for access on its page, then run `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such repository is visible; check the name, or run `hf auth login` if it is private"
+    if status == 401:
+        return "the token is not accepted; run `hf auth login` again, or correct HF_TOKEN"
+    if status == 403:
+        return "the token lacks the permission; use one with write access to that account, or another name"
+    if status == 429:
+        return "too many requests have arrived (HTTP 429); try again in a few minutes"
+    if status >= 500:
+        return f"something is broken (HTTP {status}); try again later"
+    said = " ".join((error.server_message or "").replace(get_token() or "\0", "...").split())
+    return f"the request was refused (HTTP {status}{': ' if said else ''}{said})"
 
 
 def _to_json(name: str, value: Any) -> bytes:

@@ -768,7 +768,10 @@ def test_loading_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
     assert not any(request.startswith("local/") for request in hub.requested)
     for text, part in (
         (revision, "has no revision 'v2'"),
-        (missing, "no local folder or file is named 'checkpoints/fer2013', and on the Hub no such model is visible"),
+        (
+            missing,
+            "no local folder or file is named 'checkpoints/fer2013', and on the Hub no such repository is visible",
+        ),
         (gated, "gated; ask for access"),
         (pickled, "has no model.safetensors"),
     ):
