@@ -163,7 +163,8 @@ def test_predict_answers_what_the_command_line_prints(client, checkpoint, photos
         assert list(face["probabilities"]) == list(wanted["probabilities"]) == list(LABELS)
         assert face["emotion"] == wanted["emotion"]
         for key in ("box", "score", "confidence", "probabilities"):
-            assert face[key] == pytest.approx(wanted[key], abs=1e-5)
+            # The server may add in another order: its threads are not the test's.
+            assert face[key] == pytest.approx(wanted[key], abs=1e-4)
 
 
 def test_predict_gives_no_face_for_a_picture_without_one(client, photos):
