@@ -2,10 +2,13 @@
 
 import base64
 import io
-from html import escape
+import math
+from collections.abc import Sequence
+from html import escape, unescape
 from typing import Final
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from emotion.labels import IMAGE_SIZE
 from emotion.predict import Prediction
@@ -13,6 +16,14 @@ from emotion.predict import Prediction
 PIXELS: Final = f"{IMAGE_SIZE}&nbsp;&times;&nbsp;{IMAGE_SIZE}"
 SHOWN_SIDE: Final = 1024
 """Longest side of the picture in the result, in pixels: sharp on a phone, quick to send."""
+SMALLEST_SIDE: Final = 240
+"""Longest side of a smaller picture in the result, in pixels."""
+EVIDENCE_SIDE: Final = 288
+EVIDENCE_COLOUR: Final = "#ff6a00"
+SAVE_JS: Final = (
+    "(url) => {{ const link = document.createElement('a'); link.href = url; link.download = '{name}'; link.click() }}"
+)
+"""Saves a data address that an event hands over as the file `name`."""
 
 # At least 3:1 against the cards of both themes, as WCAG 2.2 asks of graphics.
 COLOURS: Final = {
@@ -57,9 +68,23 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 .face .track { height: .875rem; border-radius: 3px; background: color-mix(in srgb, currentColor 8%, transparent); }
 .face .bar { display: block; height: 100%; border-radius: 3px; min-width: 2px; }
 .face .share { text-align: right; font-variant-numeric: tabular-nums; }
-.face figure { display: flex; gap: .75rem; align-items: center; margin: 1rem 0 0; }
-.face figure img { width: 144px; height: 144px; image-rendering: pixelated; border-radius: 4px; }
-.face figcaption { font-size: .875rem; line-height: 1.4; }
+.face .body, .face .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
+.face ol { flex: 1 1 15rem; align-content: start; }
+.face figure { width: 9rem; margin: 0; }
+.face figure img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 4px; }
+.face figcaption { margin-top: .375rem; font-size: .875rem; line-height: 1.4; }
+.error { color: var(--error-text-color); }
+.rows { width: 100%; border-collapse: collapse; margin-top: .75rem; }
+.rows th, .rows td { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; overflow-wrap: anywhere;
+  border-bottom: 1px solid var(--border-color-primary); }
+.download { text-decoration: underline; }
+#batch-result p { margin: 0; }
+.examples .wrap { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); gap: .5rem; }
+.examples label { flex-direction: column; gap: .25rem; padding: .375rem !important; margin: 0 !important; }
+.examples label::before { width: 100%; aspect-ratio: 1; border-radius: 4px; }
+.examples label span { margin: 0; }
+.examples label input { position: absolute; opacity: 0; }
+.examples label:has(:focus-visible) { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 """
 
 
@@ -70,7 +95,19 @@ def percent(probability: float) -> str:
     return "&gt;99%" if probability > 0.99 else f"{probability:.0%}"
 
 
-def picture(photo: Image.Image, faces: list[Prediction]) -> str:
+def candidates(face: Prediction, threshold: float) -> list[str]:
+    """The most probable class, or, where its probability is below `threshold`, the two most probable ones."""
+    ranked = sorted(face.probabilities, key=face.probabilities.__getitem__, reverse=True)
+    return ranked[: 2 if face.confidence < threshold else 1]
+
+
+def answer(face: Prediction, threshold: float) -> str:
+    """What the network says about a face, as part of a sentence in HTML; `threshold` is that of `candidates`."""
+    names = [f"{escape(name)} ({percent(face.probabilities[name])})" for name in candidates(face, threshold)]
+    return f"most likely {names[0]}" if len(names) == 1 else f"no class is clear, {' or '.join(names)}"
+
+
+def picture(photo: Image.Image, faces: Sequence[Prediction]) -> str:
     """The photo with a numbered box around each face, as HTML without a file of its own."""
     boxes = ""
     for number, face in enumerate(faces, 1):
@@ -83,27 +120,136 @@ def picture(photo: Image.Image, faces: list[Prediction]) -> str:
             f'<span class="box" style="left:{x};top:{y};width:{width};height:{height}"></span>'
             f'<b class="number" style="left:{left};top:{top}" aria-hidden="true">{number}</b>'
         )
-    scale = min(1.0, SHOWN_SIDE / max(photo.size))
-    shown = photo.resize([max(1, round(side * scale)) for side in photo.size], reducing_gap=2.0)
     alternative = f"Your photo with a numbered box around {'the face' if len(faces) == 1 else 'each face'}"
-    return f'<div class="photo"><img src="{data_url(shown, "JPEG")}" alt="{alternative}">{boxes}</div>'
+    shown = data_url(_shown(photo), "JPEG")
+    return f'<div class="photo"><img src="{shown}" alt="{alternative}">{boxes}</div>'
 
 
-def card(number: int, face: Prediction) -> str:
-    """One face as HTML: the class, a bar for every probability in the network's order, and what it saw."""
+def card(number: int, face: Prediction, threshold: float, evidence: np.ndarray | None = None) -> str:
+    """One face as HTML: the answer, a bar for every probability in the network's order, and what the network saw.
+
+    Args:
+        number: as on the picture.
+        face: the face.
+        threshold: that of `candidates`.
+        evidence: float (48, 48) in [0, 1], shown over the face.
+    """
+    names = candidates(face, threshold)
+    if len(names) == 1:
+        title = f"{escape(names[0])}, {percent(face.confidence)}"
+    else:
+        title = f"{' or '.join(map(escape, names))}? No class is clear"
     bars = "".join(
-        f'<li class="{"top" if name == face.emotion else ""}"><span>{escape(name)}</span>'
+        f'<li class="{"top" if name in names else ""}"><span>{escape(name)}</span>'
         f'<span class="track"><span class="bar" style="width:{p:.1%};background:{COLOURS.get(name, OTHER_COLOUR)}">'
         f'</span></span><span class="share">{percent(p)}</span></li>'
         for name, p in face.probabilities.items()
     )
-    crop = data_url(Image.fromarray(face.crop), "PNG")
-    return (
-        f'<section class="face"><h2><span class="number">{number}</span>{escape(face.emotion)}, '
-        f"{percent(face.confidence)}</h2><ol>{bars}</ol>"
-        f'<figure><img src="{crop}" alt="Face {number} as the network saw it">'
-        f"<figcaption>What the network saw: {PIXELS} grey pixels</figcaption></figure></section>"
+    figures = _figure(
+        Image.fromarray(face.crop),
+        f"Face {number} as the network saw it",
+        f"What the network saw: {PIXELS} grey pixels",
     )
+    if evidence is not None:
+        caption = f"Where the evidence for {escape(face.emotion)} lies: the stronger the orange, the more"
+        figures += _figure(_tinted(face.crop, evidence), f"Face {number} under a map of the evidence", caption)
+    return (
+        f'<section class="face"><h2><span class="number">{number}</span><span>{title}</span></h2>'
+        f'<div class="body"><ol>{bars}</ol><div class="figures">{figures}</div></div></section>'
+    )
+
+
+def _figure(image: Image.Image, alternative: str, caption: str) -> str:
+    return (
+        f'<figure><img src="{data_url(image, "PNG")}" alt="{alternative}"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _tinted(crop: np.ndarray, evidence: np.ndarray) -> Image.Image:
+    """The crop, grey uint8 (48, 48), under orange that is the stronger the larger `evidence` in [0, 1] is."""
+    size = (EVIDENCE_SIDE, EVIDENCE_SIDE)
+    face = Image.fromarray(crop).resize(size, Image.Resampling.NEAREST).convert("RGB")
+    strength = Image.fromarray(np.uint8(np.clip(evidence, 0, 1) * 0.8 * 255)).resize(size, Image.Resampling.BICUBIC)
+    return Image.composite(Image.new("RGB", size, EVIDENCE_COLOUR), face, strength)
+
+
+def _shown(photo: Image.Image) -> Image.Image:
+    """The photo in a size that can be looked at."""
+    longest = max(photo.size)
+    scale = min(SHOWN_SIDE / longest, max(1.0, SMALLEST_SIDE / longest))
+    return photo.resize([max(1, round(side * scale)) for side in photo.size], reducing_gap=2.0)
+
+
+def poster(photo: Image.Image, faces: Sequence[Prediction], threshold: float) -> Image.Image:
+    """The photo with its numbered boxes and every face's bars, as one RGB picture to keep or to share.
+
+    Args:
+        photo: RGB picture.
+        faces: its faces; the boxes are in its pixels.
+        threshold: that of `candidates`.
+    """
+    shown = _shown(photo)
+    columns = 1 if len(faces) == 1 else 2
+    width, gap, crop = 1040, 24, 168
+    labels = max(len(face.probabilities) for face in faces)
+    cell_width = (width - gap * (columns + 1)) // columns
+    cell_height = 52 + max(crop, 30 * labels) + gap
+    shown = ImageOps.contain(shown, (width - 2 * gap, SHOWN_SIDE))
+    below = shown.height + 2 * gap
+    image = Image.new("RGB", (width, below + cell_height * math.ceil(len(faces) / columns) + 40), "white")
+    left = (width - shown.width) // 2
+    image.paste(shown, (left, gap))
+    pen, scale = ImageDraw.Draw(image), shown.width / photo.width
+    text, bold = ImageFont.load_default(20), ImageFont.load_default(28)
+    for number, face in enumerate(faces, 1):
+        x, y, w, h = (scale * value for value in face.box)
+        for thick, colour in ((6, "#111"), (2, "#fff")):
+            pen.rectangle((left + x, gap + y, left + x + w, gap + y + h), outline=colour, width=thick)
+        _numbered(pen, (max(left, left + x), max(gap, gap + y - 34)), number, bold)
+
+        row, column = divmod(number - 1, columns)
+        x, y = gap + column * (cell_width + gap), below + row * cell_height
+        names = candidates(face, threshold)
+        end = _numbered(pen, (x, y), number, bold)
+        title = " or ".join(names) + ("" if len(names) == 1 else "? not clear")
+        pen.text((end + 12, y), title, "#111", bold)
+        image.paste(Image.fromarray(face.crop).resize((crop, crop), Image.Resampling.NEAREST), (x, y + 52))
+        for index, (name, p) in enumerate(face.probabilities.items()):
+            start, top = x + crop + 16, y + 52 + 30 * index
+            track = cell_width - crop - 16 - 110 - 64
+            pen.text((start, top), name if len(name) < 11 else f"{name[:10]}.", "#111", text)
+            pen.rectangle((start + 110, top + 4, start + 110 + track, top + 20), "#e5e7eb")
+            colour = COLOURS.get(name, OTHER_COLOUR)
+            pen.rectangle((start + 110, top + 4, start + 110 + max(2, round(p * track)), top + 20), colour)
+            pen.text((x + cell_width, top), unescape(percent(p)), "#111", text, anchor="ra")
+    pen.text(
+        (gap, image.height - 40), "An expression is not a feeling: how people would probably label it.", "#475569", text
+    )
+    return image
+
+
+def _numbered(
+    pen: ImageDraw.ImageDraw, corner: tuple[float, float], number: int, font: ImageFont.FreeTypeFont
+) -> float:
+    """Draw a face's number; returns the x where it ends."""
+    x, y = corner
+    end = x + pen.textlength(str(number), font) + 16
+    pen.rectangle((x, y, end, y + 34), "#111", "#fff", 2)
+    pen.text(((x + end) / 2, y + 17), str(number), "#fff", font, anchor="mm")
+    return end
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as HTML; heads and cells are HTML, too."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def download(name: str, media_type: str, content: bytes, text: str) -> str:
+    """A link, as HTML, that saves `content` as a file called `name`; nothing is kept on the server."""
+    url = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    return f'<a class="download" download="{name}" href="{url}">{text}</a>'
 
 
 def data_url(image: Image.Image, format: str) -> str:

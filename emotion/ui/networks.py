@@ -24,6 +24,13 @@ class Network:
     predictor: EmotionPredictor
     metrics: Mapping[str, Any]
 
+    @property
+    def threshold(self) -> float:
+        """Top probability below which no class is clear, as measured on validation data; 0 if it was not measured."""
+        clear = self.metrics.get("clear_answer")
+        threshold = clear.get("threshold") if isinstance(clear, dict) else None
+        return threshold if isinstance(threshold, float) else 0.0
+
 
 def load_networks(source: str | Path | None = None) -> dict[str, Network]:
     """Load what the page is to offer, by name; the first is the one that the page starts with.
