@@ -58,10 +58,19 @@ value changes while it is open."""
 LAUNCH_OPTIONS: Final[dict[str, Any]] = {
     "theme": gr.themes.Default(
         primary_hue="indigo",
+        secondary_hue="indigo",
         neutral_hue="slate",
         # Names of what the visitor has: a font that the page brought along would be one more request.
         font=("system-ui", "sans-serif"),
         font_mono=("ui-monospace", "monospace"),
+    ).set(
+        # At least 4.5:1, as WCAG 2.2 asks of text.
+        color_accent="*primary_600",
+        block_info_text_color="*body_text_color",
+        block_info_text_color_dark="*body_text_color",
+        link_text_color_dark="*secondary_300",
+        link_text_color_visited="*secondary_600",
+        link_text_color_visited_dark="*secondary_300",
     ),
     "css": CSS + EXAMPLE_CSS,
     "run_history": False,

@@ -87,16 +87,10 @@ def photo_input(elem_id: str, example: gr.Radio) -> gr.Image:
     return photo
 
 
-def photos_input(elem_id: str) -> gr.File:
-    """An input for several pictures that hands over the paths of the uploads unopened; an empty list without any."""
-    photos = gr.File(
-        label="Your photos",
-        file_count="multiple",
-        file_types=["image"],
-        type="filepath",
-        height=140,
-        elem_id=elem_id,
-    )
+def photos_input(label: str, elem_id: str) -> gr.UploadButton:
+    """A button for several pictures that hands over the paths of the uploads unopened; an empty list without any."""
+    # Not gr.File: it puts the file field into a button, which screen readers cannot tell apart.
+    photos = gr.UploadButton(label, file_count="multiple", file_types=["image"], size="md", elem_id=elem_id)
 
     def uploaded_paths(payload: ListFiles | None) -> Sequence[str]:
         return [] if payload is None else [_uploaded(photos, file.path) for file in payload]

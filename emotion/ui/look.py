@@ -40,6 +40,7 @@ OTHER_COLOUR: Final = "#0284c7"
 """For the classes of a network that was trained on other folders."""
 
 CSS: Final = """
+.dark { --color-accent: var(--primary-400); }
 .html-container { padding: 0 !important; }
 footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-text-color) !important; }
 .gradio-container :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
@@ -59,8 +60,9 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 .faces { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
 .face { padding: 1rem; background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
   border-radius: 8px; }
-.face h2 { display: flex; gap: .5rem; align-items: center; margin: 0 0 .75rem; font-size: 1.25rem; font-weight: 650;
+.face h2 { display: flex; gap: .5rem; align-items: start; margin: 0 0 .75rem; font-size: 1.25rem; font-weight: 650;
   overflow-wrap: anywhere; }
+.face h2 .number { flex: none; }
 .face ol { list-style: none; margin: 0; padding: 0; display: grid; gap: .375rem; }
 .face li { display: grid; grid-template-columns: 5.5rem 1fr 3rem; gap: .5rem; align-items: center; }
 .face li > span:first-child { overflow-wrap: anywhere; }
@@ -74,13 +76,20 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 .face figure img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 4px; }
 .face figcaption { margin-top: .375rem; font-size: .875rem; line-height: 1.4; }
 .error { color: var(--error-text-color); }
-.rows { width: 100%; border-collapse: collapse; margin-top: .75rem; }
-.rows th, .rows td { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; overflow-wrap: anywhere;
-  border-bottom: 1px solid var(--border-color-primary); }
+.rows.rows { width: 100%; border-collapse: collapse; border: 0; margin-top: .75rem; }
+.rows.rows :is(tr, th, td) { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; border: 0;
+  white-space: normal; overflow-wrap: anywhere; }
+.rows.rows tr { border-bottom: 1px solid var(--border-color-primary); }
+.rows.rows th { white-space: nowrap; }
+.rows.rows td:first-child { min-width: 6rem; }
 .download { text-decoration: underline; }
+#batch-input { margin-top: 1rem; width: fit-content; }
 #batch-result p { margin: 0; }
-.examples .wrap { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); gap: .5rem; }
-.examples label { flex-direction: column; gap: .25rem; padding: .375rem !important; margin: 0 !important; }
+#batch-result:has(.progress-text) { min-height: 8rem; }
+.examples .wrap { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(4rem, 1fr)); gap: .375rem; }
+.examples label { flex-direction: column; gap: .25rem; padding: .25rem !important; margin: 0 !important;
+  font-size: .8125rem; }
+.examples label:has(:checked) { outline: 2px solid var(--color-accent); }
 .examples label::before { width: 100%; aspect-ratio: 1; border-radius: 4px; }
 .examples label span { margin: 0; }
 .examples label input { position: absolute; opacity: 0; }
@@ -203,8 +212,9 @@ def poster(photo: Image.Image, faces: Sequence[Prediction], threshold: float) ->
     text, bold = ImageFont.load_default(20), ImageFont.load_default(28)
     for number, face in enumerate(faces, 1):
         x, y, w, h = (scale * value for value in face.box)
-        for thick, colour in ((6, "#111"), (2, "#fff")):
-            pen.rectangle((left + x, gap + y, left + x + w, gap + y + h), outline=colour, width=thick)
+        for beyond, colour in ((2, "#111"), (0, "#fff")):
+            corners = (left + x - beyond, gap + y - beyond, left + x + w + beyond, gap + y + h + beyond)
+            pen.rectangle(corners, outline=colour, width=2 + 2 * beyond)
         _numbered(pen, (max(left, left + x), max(gap, gap + y - 34)), number, bold)
 
         row, column = divmod(number - 1, columns)

@@ -18,6 +18,11 @@ from emotion.ui.look import SAVE_JS, answer, card, data_url, download, picture, 
 from emotion.ui.networks import Network
 
 HINT: Final = "<p>The result appears here.</p>"
+SCROLL_JS: Final = """(photo) => {
+  const summary = document.getElementById("photo-summary");
+  if (photo && summary.getBoundingClientRect().bottom > innerHeight) summary.scrollIntoView();
+}"""
+"""On a phone, the result is below what is seen while a photo is given."""
 MAX_PHOTOS: Final = 50
 """Photos that are taken at once: on two cores they are done long before the first of them is deleted."""
 
@@ -42,11 +47,10 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
             whole = gr.Button("Treat the whole picture as a face", size="md", visible=False, elem_id="photo-whole")
             with gr.Row(visible=False, elem_id="photo-tools") as tools:
                 evidence = gr.Checkbox(label="Show where the evidence lies", container=False, elem_id="photo-evidence")
-                save = gr.Button("Download as a picture", size="sm", elem_id="photo-save")
+                save = gr.Button("Download as a picture", size="md", elem_id="photo-save")
             result = gr.HTML(elem_id="photo-result")
-    with gr.Accordion("Several photos at once", open=False, elem_id="batch"):
-        photos = photos_input("batch-input")
-        rows = gr.HTML(js_on_load="element.setAttribute('role', 'status')", elem_id="batch-result")
+    photos = photos_input("Choose several photos at once", "batch-input")
+    rows = gr.HTML(js_on_load="element.setAttribute('role', 'status')", elem_id="batch-result")
     is_whole, drawn = gr.State(False), gr.Textbox(visible=False)
 
     def show(name: str, path: str | None, evidence: bool, is_whole: bool = False) -> tuple[Any, ...]:
@@ -84,13 +88,13 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
 
     given, shown = [network, photo, evidence], [summary, result, whole, tools, is_whole]
     private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": result}
-    photo.change(show, given, shown, **private)
+    photo.change(show, given, shown, **private).then(None, photo, None, js=SCROLL_JS, api_visibility="private")
     whole.click(show_whole, given, shown, **private)
     gr.on([network.change, evidence.input], show, [*given, is_whole], shown, **private)
     save.click(draw, [network, photo, is_whole], drawn, **private).success(
         None, drawn, None, js=SAVE_JS.format(name="expression.png"), api_visibility="private"
     )
-    gr.on([network.change, photos.change], tabulate, [network, photos], rows, api_visibility="private")
+    gr.on([network.change, photos.upload], tabulate, [network, photos], rows, api_visibility="private")
     gr.on([], predict, photo, gr.JSON(visible=False), api_name="predict")
     return {"example": example}
 
