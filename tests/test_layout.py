@@ -27,6 +27,7 @@ FLOORS = {
     "emotion.hub": 5,
     "emotion.ui": 5,
     "emotion.demo": 5,
+    "emotion.examples": 5,
     "emotion": 6,
     "emotion.__main__": 6,
     "app": 7,
