@@ -1,4 +1,4 @@
-"""The command line: `python -m emotion predict, evaluate, export, demo`."""
+"""The command line: `python -m emotion predict, evaluate, export, examples, demo`."""
 
 import argparse
 import json
@@ -58,6 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
     export.add_argument("checkpoint", **checkpoint | {"metavar": "CHECKPOINT"})
     export.add_argument("--pth", required=True, metavar="FILE", help="single file with weights, labels and history")
+
+    examples = commands.add_parser(
+        "examples", help="make the example faces, means of many faces, from FER2013 and FER+"
+    )
+    examples.set_defaults(run=_examples)
+    examples.add_argument("--data", required=True, metavar="CSV", help="FER2013 CSV")
+    examples.add_argument("--votes", required=True, metavar="CSV", help="FER+ votes (fer2013new.csv)")
+    examples.add_argument("--output", default="examples", metavar="FOLDER", help="(default: examples)")
 
     demo = commands.add_parser("demo", help="draw faces, train on them, evaluate and predict, in under a minute")
     demo.set_defaults(run=_demo)
@@ -156,6 +164,16 @@ def _export(options: argparse.Namespace) -> int:
             best_val_acc=best_val_acc,
         )
     print(f"{options.checkpoint} is written to {options.pth}.")
+    return 0
+
+
+def _examples(options: argparse.Namespace) -> int:
+    from emotion.examples import write_examples
+
+    print("              faces  lowest share of votes  nearest face in it  nearest other face")
+    for label, (composite, share) in write_examples(options.data, options.votes, options.output).items():
+        nearest = f"{composite.nearest_member:18.2f}  {composite.nearest_other:18.2f}"
+        print(f"{label:<12}  {len(composite.members):5}  {share:21.0%}  {nearest}")
     return 0
 
 

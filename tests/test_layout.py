@@ -33,6 +33,7 @@ FLOORS = {
     "emotion.ui.about": 5.2,
     "emotion.ui": 5.3,
     "emotion.demo": 5,
+    "emotion.examples": 5,
     "emotion": 6,
     "emotion.__main__": 6,
     "app": 7,
