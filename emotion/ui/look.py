@@ -44,6 +44,7 @@ CSS: Final = """
 .html-container { padding: 0 !important; }
 footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-text-color) !important; }
 .gradio-container :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
+#photo-input img { object-fit: contain !important; }
 #photo-input .icon:not(.selected) { color: var(--body-text-color); }
 #intro h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.2; margin: .5rem 0 .25rem; }
 #intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
