@@ -9,7 +9,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Load the network, build the page and serve it until interrupted; returns the exit code."""
     parser = argparse.ArgumentParser(
         description="Serve the page that finds faces in a photo and says which expression each one shows.",
-        epilog="EMOTION_CHECKPOINT names another network (folder, .pth file or Hub id). "
+        epilog="EMOTION_CHECKPOINT names another network (folder, .pth file or Hub id), or a folder of several "
+        "to choose from. "
         "Gradio's own variables, such as GRADIO_SERVER_NAME, hold where a flag is left out.",
     )
     parser.add_argument(
@@ -23,15 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    # Here and not above: `--help` and a wrong checkpoint need not wait for gradio.
-    from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor
+    # Here and not above: `--help` need not wait for gradio.
+    from emotion.ui import LAUNCH_OPTIONS, build_page, load_networks
 
     try:
-        predictor = EmotionPredictor.from_checkpoint(os.environ.get("EMOTION_CHECKPOINT") or DEFAULT_CHECKPOINT)
-
-        from emotion.ui import LAUNCH_OPTIONS, build_page
-
-        build_page(predictor).launch(
+        build_page(load_networks(os.environ.get("EMOTION_CHECKPOINT"))).launch(
             share=options.share, server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS
         )
     except (ValueError, OSError, OverflowError) as error:  # the last: no such port

@@ -1,4 +1,4 @@
-"""The command line: `python -m emotion predict, evaluate, export, push, deploy, demo`."""
+"""The command line: `python -m emotion predict, evaluate, export, push, deploy, examples, demo`."""
 
 import argparse
 import json
@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     deploy.add_argument("--hardware", metavar="NAME", help="such as cpu-basic or t4-small (default: as it is)")
     deploy.add_argument("--dry-run", **dry_run)
+
+    examples = commands.add_parser(
+        "examples", help="make the example faces, means of many faces, from FER2013 and FER+"
+    )
+    examples.set_defaults(run=_examples)
+    examples.add_argument("--data", required=True, metavar="CSV", help="FER2013 CSV")
+    examples.add_argument("--votes", required=True, metavar="CSV", help="FER+ votes (fer2013new.csv)")
+    examples.add_argument("--output", default="examples", metavar="FOLDER", help="(default: examples)")
 
     demo = commands.add_parser("demo", help="draw faces, train on them, evaluate and predict, in under a minute")
     demo.set_defaults(run=_demo)
@@ -284,6 +292,16 @@ def _deploy(options: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):
         report = deploy(options.space_id, options.checkpoint or DEFAULT_CHECKPOINT, options.hardware, options.dry_run)
     print(report)
+    return 0
+
+
+def _examples(options: argparse.Namespace) -> int:
+    from emotion.examples import write_examples
+
+    print("              faces  lowest share of votes  nearest face in it  nearest other face")
+    for label, (composite, share) in write_examples(options.data, options.votes, options.output).items():
+        nearest = f"{composite.nearest_member:18.2f}  {composite.nearest_other:18.2f}"
+        print(f"{label:<12}  {len(composite.members):5}  {share:21.0%}  {nearest}")
     return 0
 
 

@@ -1,22 +1,46 @@
-"""What several test files share: a small stand-in for a trained checkpoint, and pictures."""
+"""What several test files share: a small stand-in for a trained checkpoint, pictures, and the page in a browser."""
 
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from torch import nn
 
 from emotion.checkpoint import save_checkpoint
 from emotion.model import EmotionCNN
+from emotion.predict import EmotionPredictor
 
 # On a machine with many cores, more threads make networks this small slower.
 torch.set_num_threads(2)
 
 LABELS = ("joy", "anger", "naïve calm")
 HISTORY = [{"epoch": 1, "validation_accuracy": 0.25}, {"epoch": 2, "validation_accuracy": 0.75}]
+
+PATIENCE = 120  # Seconds; a loaded machine takes long to import gradio and to start a browser.
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+FLAGS += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+# Labels come with a checkpoint, perhaps a stranger's: one of them tries to be markup.
+PAGE_LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "<b>mixed</b> & more")
+
+with_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium: apt-get install -y --no-install-recommends chromium"
+)
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +88,110 @@ def crops() -> np.ndarray:
     """Nine different grey pictures, uint8 (9, 48, 48)."""
     camera = skimage.data.camera()[:432, :432]
     return np.ascontiguousarray(camera.reshape(3, 144, 3, 144).transpose(0, 2, 1, 3).reshape(9, 144, 144)[:, ::3, ::3])
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the page of `url` runs in; its uploads are in `uploads`."""
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(site: Path) -> Path:
+    """A folder with the two networks that the page offers: "first", and "second", to which no class is ever clear."""
+    for seed, (name, metrics) in enumerate({"first": None, "second": {"clear_answer": {"threshold": 1.0}}}.items()):
+        torch.manual_seed(seed)
+        model = EmotionCNN(labels=PAGE_LABELS)
+        with torch.no_grad():
+            model.classifier[-1].weight.mul_(200)  # Otherwise all classes are equally likely.
+        save_checkpoint(model, site / "checkpoints" / name, metrics=metrics)
+    return site / "checkpoints"
+
+
+@pytest.fixture(scope="session")
+def page_predictor(checkpoints: Path) -> EmotionPredictor:
+    """What the page should answer, as long as no other network is chosen."""
+    return EmotionPredictor.from_checkpoint(checkpoints / "first")
+
+
+@pytest.fixture(scope="session")
+def url(site: Path, checkpoints: Path) -> Iterator[str]:
+    """Address of the page, served by app.py in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/"
+    environment = {**os.environ, "EMOTION_CHECKPOINT": str(checkpoints), "GRADIO_TEMP_DIR": str(site / "uploads")}
+    app = Path(__file__).resolve().parents[1] / "app.py"
+    command = [sys.executable, str(app), "--host", "127.0.0.1", "--port", str(port)]
+    with open(site / "app.log", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=site)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                urlopen(address, timeout=10).close()
+                break
+            except (URLError, OSError):
+                assert process.poll() is None and time.monotonic() < deadline, (site / "app.log").read_text()
+                time.sleep(0.5)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def photos(site: Path, portrait: Image.Image, scenery: Image.Image) -> dict[str, Path]:
+    """One photo with a face, one with two, one without any, and files that are none."""
+    pair = Image.new("RGB", (1100, 620), (90, 110, 90))
+    pair.paste(portrait, (0, 0))
+    pair.paste(portrait.resize((400, 400)), (620, 200))
+    names = ("person.png", "pair.jpg", "cup.jpg", "text.jpg", "empty.png", "cut.png", "large.png")
+    files = {name: site / name for name in names}
+    portrait.save(files["person.png"])
+    pair.save(files["pair.jpg"])
+    scenery.save(files["cup.jpg"])
+    files["text.jpg"].write_text("This is no picture.")
+    files["empty.png"].touch()
+    files["cut.png"].write_bytes(files["person.png"].read_bytes()[:50_000])
+    Image.new("L", (8000, 7500)).save(files["large.png"])
+    return files
+
+
+# Not for the session: while it is open, no test can run an event loop of its own.
+@pytest.fixture(scope="module")
+def browser(site: Path, portrait: Image.Image) -> Iterator[Browser]:
+    """Chromium with a camera that sees `portrait`."""
+    frame = io.BytesIO()
+    portrait.save(frame, "JPEG")
+    (site / "camera.mjpeg").write_bytes(20 * frame.getvalue())
+    expect.set_options(timeout=1000 * PATIENCE)
+    camera = f"--use-file-for-fake-video-capture={site / 'camera.mjpeg'}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, camera])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def requests() -> list[str]:
+    """Addresses that `page` has asked for."""
+    return []
+
+
+@pytest.fixture(params=["light"])
+def page(request: pytest.FixtureRequest, browser: Browser, url: str, requests: list[str]) -> Iterator[Page]:
+    """The page on a phone; its parameter is the colour scheme."""
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844},
+        color_scheme=request.param,
+        permissions=["camera", "clipboard-read", "clipboard-write"],
+    )
+    context.set_default_timeout(1000 * PATIENCE)
+    page = context.new_page()
+    page.on("request", lambda sent: requests.append(sent.url))
+    page.goto(url)
+    page.locator("#photo-input input[type=file]").wait_for(state="attached")
+    yield page
+    context.close()

@@ -25,15 +25,23 @@ FLOORS = {
     "emotion.evaluate": 4,
     "emotion.export": 4,
     "emotion.hub": 5,
-    "emotion.ui": 5,
+    "emotion.ui.look": 5,
+    "emotion.ui.networks": 5,
+    "emotion.ui.inputs": 5.1,
+    "emotion.ui.photo": 5.2,
+    "emotion.ui.augmentation": 5.2,
+    "emotion.ui.about": 5.2,
+    "emotion.ui": 5.3,
     "emotion.demo": 5,
     "emotion.robustness": 5,
+    "emotion.examples": 5,
     "emotion": 6,
     "emotion.__main__": 6,
     "app": 7,
     "train": 7,
 }
-"""A module imports only from floors below its own. What is planned but not built yet is listed too."""
+"""A module imports only from floors below its own. What is planned but not built yet is listed too.
+Floor 5 is one house for the page: its own floors are the decimals."""
 
 SOURCES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
@@ -84,7 +92,7 @@ def test_a_module_imports_only_from_floors_below_its_own(module: str) -> None:
     assert not [name for name, floor in used.items() if floor >= FLOORS[module]], f"floors: {used}"
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES.keys() - {"app", "emotion.ui"}))
+@pytest.mark.parametrize("module", sorted(name for name in SOURCES if not f"{name}.".startswith("emotion.ui.")))
 def test_only_the_page_imports_gradio(module: str) -> None:
     assert not [name for name in imported(module) if name.split(".")[0] in ("gradio", "gradio_client")]
 

@@ -1,0 +1,163 @@
+"""The page, one module per tab. The only package that imports gradio.
+
+`TABS` lists the tabs. Each is a function `(networks, network) -> linked`, called inside its own `gr.Tab`:
+
+- `networks`: `Network` by name, see `emotion.ui.networks`; all are loaded.
+- `network`: the selector above the tabs. Its value is the name of the chosen network: give it to an event as an input
+  and take `networks[name]`. Gradio refuses a name that is not offered before the function runs. With one network it
+  is hidden and works the same.
+- `linked`: the components that a link restores, by their name in the query of the address: sliders, and choices
+  (radio groups, drop-down lists) of text. While the tab is open, its values stand in the address; what a visitor gave
+  never does.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+# Before gradio is there, so that no part of it can have asked earlier.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
+
+from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, SWEEP_SECONDS
+from emotion.ui.look import CSS, PIXELS
+from emotion.ui.networks import Network, load_networks
+from emotion.ui.photo import photo_tab
+
+__all__ = ["LAUNCH_OPTIONS", "build_page", "load_networks"]
+
+TITLE: Final = "What does this face express?"
+TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dict[str, Component]]]]] = {
+    "photo": ("Photo", photo_tab),
+}
+"""Title and content of every tab, by its name in the address; the first one is open at the start."""
+
+KEEP_ADDRESS_JS: Final = """(...values) => {
+  const opening = %s, tab = %s, names = %s, all = %s, first = %s;
+  if (!opening && tab !== (new URLSearchParams(location.search).get("tab") ?? first)) return;
+  // A slider that is dragged sends many events, and browsers allow only so many addresses a second.
+  clearTimeout(window.addressTimer);
+  window.addressTimer = setTimeout(() => {
+    const query = new URLSearchParams(location.search);
+    for (const name of all) query.delete(name);
+    query.set("tab", tab);
+    names.forEach((name, index) => values[index] == null || query.set(name, values[index]));
+    history.replaceState(history.state, "", "?" + query + location.hash);
+    // The page around a Space shows the same query; no other page gets this message.
+    if (window.parent !== window)
+      window.parent.postMessage({ queryString: String(query) }, "https://huggingface.co");
+  }, 200);
+}"""
+"""Writes the values of a tab's components into the address, instead of those of all tabs, when the tab is opened or a
+value changes while it is open."""
+
+LAUNCH_OPTIONS: Final[dict[str, Any]] = {
+    "theme": gr.themes.Default(
+        primary_hue="indigo",
+        secondary_hue="indigo",
+        neutral_hue="slate",
+        # Names of what the visitor has: a font that the page brought along would be one more request.
+        font=("system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
+    ).set(
+        # At least 4.5:1, as WCAG 2.2 asks of text.
+        color_accent="*primary_600",
+        block_info_text_color="*body_text_color",
+        block_info_text_color_dark="*body_text_color",
+        link_text_color_dark="*secondary_300",
+        link_text_color_visited="*secondary_600",
+        link_text_color_visited_dark="*secondary_300",
+    ),
+    "css": CSS + EXAMPLE_CSS,
+    "run_history": False,
+    "footer_links": ["api", "settings"],
+    "max_file_size": "64mb",
+}
+"""Keyword arguments of `gr.Blocks.launch` for the page; address and sharing are the caller's."""
+
+
+def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
+    """Build the page and its one public endpoint, `/predict`; launch it with `LAUNCH_OPTIONS`.
+
+    Args:
+        networks: what the page offers, by name; with two or more, a selector above the tabs switches between them.
+    """
+    with gr.Blocks(title=TITLE, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
+        gr.HTML(
+            f"<h1>{TITLE}</h1><p>Give a photo with one or more faces. A small network, which sees each face as "
+            f"{PIXELS} grey pixels, says which expression it shows.</p>",
+            elem_id="intro",
+        )
+        network = gr.Radio(
+            list(networks), value=next(iter(networks)), label="Network", visible=len(networks) > 1, elem_id="network"
+        )
+        shared: dict[str, Component] = {"network": network} if len(networks) > 1 else {}
+        linked: dict[str, dict[str, Component]] = {}
+        opened = {}
+        with gr.Tabs(elem_id="tabs") as tabs:
+            for name, (title, fill) in TABS.items():
+                with gr.Tab(title, id=name) as tab:
+                    linked[name] = shared | fill(networks, network)
+                opened[name] = tab.select
+        gr.HTML(
+            "<p><strong>An expression is not a feeling.</strong> The percentages say how people would probably label "
+            "the face in the picture. They say nothing about what the person feels, and they are often wrong: "
+            "don't judge anyone by them.</p>"
+            "<p><strong>Your photo stays yours.</strong> Only the machine that runs this page reads it, and deletes "
+            f"it within {FORGOTTEN_MINUTES} minutes. Nothing is logged.</p>",
+            elem_id="notes",
+        )
+        _link(page, tabs, opened, linked)
+    return page
+
+
+def _link(
+    page: gr.Blocks,
+    tabs: gr.Tabs,
+    opened: Mapping[str, Callable[..., Any]],
+    linked: Mapping[str, Mapping[str, Component]],
+) -> None:
+    """Restore what the address says when the page is opened, and keep the address in step from then on.
+
+    Args:
+        page: the page.
+        tabs: its tabs.
+        opened: the event that says that a tab is opened, by the tab's name.
+        linked: the components that a link restores, by their name in the query, by the tab's name.
+    """
+    components = {component: None for of_tab in linked.values() for component in of_tab.values()}
+    names = sorted({name for of_tab in linked.values() for name in of_tab})
+
+    def restore(request: gr.Request) -> dict[Block, Any]:
+        return _restored(request.query_params, tabs, linked)
+
+    page.load(restore, None, [tabs, *components], api_visibility="private", show_progress="hidden")
+    for tab, of_tab in linked.items():
+        inputs = list(of_tab.values())
+        for opening, events in ((True, [opened[tab]]), (False, [component.change for component in inputs])):
+            js = KEEP_ADDRESS_JS % tuple(map(json.dumps, (opening, tab, list(of_tab), names, next(iter(linked)))))
+            gr.on(events, None, inputs, None, js=js, api_visibility="private")
+
+
+def _restored(
+    query: Mapping[str, str], tabs: gr.Tabs, linked: Mapping[str, Mapping[str, Component]]
+) -> dict[Block, Any]:
+    """What an address asks for, as far as the page offers it."""
+    name = query["tab"] if query.get("tab") in linked else next(iter(linked))
+    restored: dict[Block, Any] = {tabs: gr.Tabs(selected=name)}
+    for key, component in linked[name].items():
+        text = query.get(key)
+        if isinstance(component, gr.Slider):
+            try:
+                number = float(text)
+            except (TypeError, ValueError):
+                continue
+            if math.isfinite(number):
+                restored[component] = min(max(number, component.minimum), component.maximum)
+        elif text in [value for _, value in component.choices]:
+            restored[component] = text
+    return restored

@@ -1,0 +1,107 @@
+"""What visitors give: pictures of their own, which only this machine reads, or one of the examples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import gradio as gr
+from gradio.components import Component
+from gradio.components.file import ListFiles
+from gradio.data_classes import ImageData
+from PIL import Image
+
+from emotion.labels import FERPLUS_LABELS
+from emotion.ui.look import data_url
+
+SWEEP_SECONDS: Final = 60
+KEEP_SECONDS: Final = 180
+"""Once a minute, uploads older than three minutes are deleted."""
+FORGOTTEN_MINUTES: Final = (SWEEP_SECONDS + KEEP_SECONDS) // 60
+EXAMPLES: Final = {
+    name: file
+    for name in FERPLUS_LABELS
+    if (file := Path(__file__).resolve().parents[2] / "examples" / f"{name}.png").is_file()
+}
+"""Nobody's face with each expression, by its name: the mean of many faces, see `emotion.data`."""
+# Each choice shows its picture: a radio group is what a keyboard and a screen reader know how to use.
+EXAMPLE_CSS: Final = "".join(
+    f".examples label:has(input[value={name}])::before {{ content: ''; "
+    f"background: url({data_url(Image.open(file).convert('L').resize((96, 96)), 'JPEG')}) center / cover }}\n"
+    for name, file in EXAMPLES.items()
+)
+"""Style sheet of `example_input`."""
+
+
+def example_input(elem_id: str, render: bool = True) -> gr.Radio:
+    """A choice of one of `EXAMPLES` by its name, or None.
+
+    Args:
+        elem_id: identifier for style sheets and tests.
+        render: whether it is shown here, or later by `render()`.
+    """
+    # Served from where they lie, not from copies that are deleted like uploads.
+    gr.set_static_paths(list(EXAMPLES.values()))
+    return gr.Radio(
+        list(EXAMPLES),
+        label="Or an example",
+        info="Each is the mean of many faces, and nobody's.",
+        visible=bool(EXAMPLES),
+        render=render,
+        elem_id=elem_id,
+        elem_classes="examples",
+    )
+
+
+def photo_input(elem_id: str, example: gr.Radio) -> gr.Image:
+    """An image input that hands over the path of the upload or the example unopened, or None without one.
+
+    `emotion.faces.open_image` opens it, so that a bad file gets the same sentence here as on the command line.
+
+    Args:
+        elem_id: identifier for style sheets and tests.
+        example: what is chosen there is put into the image input; whatever else the visitor gives clears the choice.
+    """
+    photo = gr.Image(
+        label="Your photo",
+        type="filepath",
+        sources=["upload", "webcam", "clipboard"],
+        height=280,
+        buttons=[],
+        alt_text="The photo you gave",
+        # Mirroring would flip the captured pixels, too.
+        webcam_options=gr.WebcamOptions(mirror=False),
+        elem_id=elem_id,
+    )
+
+    def uploaded_path(payload: ImageData | None) -> str | None:
+        return None if payload is None or payload.path is None else _uploaded(photo, payload.path)
+
+    # Not in a subclass: gradio writes a .pyi file beside the module of every subclass.
+    photo.preprocess = uploaded_path
+
+    def put(name: str | None) -> Any:
+        return gr.skip() if name is None else str(EXAMPLES[name])
+
+    example.change(put, example, photo, api_visibility="private", show_progress="hidden")
+    gr.on([photo.input, photo.clear], None, None, example, js="() => null", api_visibility="private")
+    return photo
+
+
+def photos_input(label: str, elem_id: str) -> gr.UploadButton:
+    """A button for several pictures that hands over the paths of the uploads unopened; an empty list without any."""
+    # Not gr.File: it puts the file field into a button, which screen readers cannot tell apart.
+    photos = gr.UploadButton(label, file_count="multiple", file_types=["image"], size="md", elem_id=elem_id)
+
+    def uploaded_paths(payload: ListFiles | None) -> Sequence[str]:
+        return [] if payload is None else [_uploaded(photos, file.path) for file in payload]
+
+    photos.preprocess = uploaded_paths
+    return photos
+
+
+def _uploaded(component: Component, path: str) -> str:
+    # Gradio checks only files that are marked as such, and leaves the mark to the client.
+    given = Path(path).resolve()
+    if given not in EXAMPLES.values() and not given.is_relative_to(Path(component.GRADIO_CACHE).resolve()):
+        raise gr.Error(f"'{given.name}' was not uploaded; upload it and give the path in the answer.")
+    return path

@@ -1,0 +1,270 @@
+"""How the page looks: colours, style sheet, and a face, a picture or a figure as HTML."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from html import escape, unescape
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from emotion.labels import IMAGE_SIZE
+from emotion.predict import Prediction
+
+PIXELS: Final = f"{IMAGE_SIZE}&nbsp;&times;&nbsp;{IMAGE_SIZE}"
+SHOWN_SIDE: Final = 1024
+"""Longest side of the picture in the result, in pixels: sharp on a phone, quick to send."""
+SMALLEST_SIDE: Final = 240
+"""Longest side of a smaller picture in the result, in pixels."""
+EVIDENCE_SIDE: Final = 288
+EVIDENCE_COLOUR: Final = "#ff6a00"
+SAVE_JS: Final = (
+    "(url) => {{ const link = document.createElement('a'); link.href = url; link.download = '{name}'; link.click() }}"
+)
+"""Saves a data address that an event hands over as the file `name`."""
+
+# At least 3:1 against the cards of both themes, as WCAG 2.2 asks of graphics.
+COLOURS: Final = {
+    "angry": "#dc2626",
+    "disgust": "#4d7c0f",
+    "fear": "#8b5cf6",
+    "happy": "#c2700a",
+    "sad": "#2563eb",
+    "surprise": "#db2777",
+    "neutral": "#64748b",
+    "contempt": "#0d9488",
+}
+OTHER_COLOUR: Final = "#0284c7"
+"""For the classes of a network that was trained on other folders."""
+
+CSS: Final = """
+.dark { --color-accent: var(--primary-400); }
+.html-container { padding: 0 !important; }
+footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-text-color) !important; }
+.gradio-container :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
+#photo-input img { object-fit: contain !important; }
+#photo-input .icon:not(.selected) { color: var(--body-text-color); }
+#intro h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.2; margin: .5rem 0 .25rem; }
+#intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
+#notes { margin-top: 1rem; }
+#notes p { font-size: .9375rem; }
+#photo-summary p { margin: 0; font-size: 1.125rem; line-height: 1.5; }
+#photo-summary .error { border-left: 4px solid #dc2626; padding-left: .75rem; }
+.photo { position: relative; overflow: hidden; border-radius: 8px; width: fit-content; margin: 0 auto 1rem; }
+.photo img { display: block; max-width: 100%; max-height: 36vh; }
+.box { position: absolute; border: 2px solid #fff; outline: 2px solid #111; border-radius: 2px; }
+.photo .number { position: absolute; padding: 0 .25em; font-size: .75rem; border-width: 1px; }
+.number { display: inline-block; min-width: 1.5em; padding: 0 .4em; font-size: .875rem; font-weight: 650;
+  line-height: 1.5; text-align: center; color: #fff; background: #111; border: 2px solid #fff; border-radius: 4px; }
+.faces { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
+.face { padding: 1rem; background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
+  border-radius: 8px; }
+.face h2 { display: flex; gap: .5rem; align-items: start; margin: 0 0 .75rem; font-size: 1.25rem; font-weight: 650;
+  overflow-wrap: anywhere; }
+.face h2 .number { flex: none; }
+.face ol { list-style: none; margin: 0; padding: 0; display: grid; gap: .375rem; }
+.face li { display: grid; grid-template-columns: 5.5rem 1fr 3rem; gap: .5rem; align-items: center; }
+.face li > span:first-child { overflow-wrap: anywhere; }
+.face .top { font-weight: 650; }
+.face .track { height: .875rem; border-radius: 3px; background: color-mix(in srgb, currentColor 8%, transparent); }
+.face .bar { display: block; height: 100%; border-radius: 3px; min-width: 2px; }
+.face .share { text-align: right; font-variant-numeric: tabular-nums; }
+.face .body, .face .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
+.face ol { flex: 1 1 15rem; align-content: start; }
+.face figure { width: 9rem; margin: 0; }
+.face figure img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 4px; }
+.face figcaption { margin-top: .375rem; font-size: .875rem; line-height: 1.4; }
+.error { color: var(--error-text-color); }
+.rows.rows { width: 100%; border-collapse: collapse; border: 0; margin-top: .75rem; }
+.rows.rows :is(tr, th, td) { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; border: 0;
+  white-space: normal; overflow-wrap: anywhere; }
+.rows.rows tr { border-bottom: 1px solid var(--border-color-primary); }
+.rows.rows th { white-space: nowrap; }
+.rows.rows td:first-child { min-width: 6rem; }
+.download { text-decoration: underline; }
+#batch-input { margin-top: 1rem; width: fit-content; }
+#batch-result p { margin: 0; }
+#batch-result:has(.progress-text) { min-height: 8rem; }
+.examples .wrap { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(4rem, 1fr)); gap: .375rem; }
+.examples label { flex-direction: column; gap: .25rem; padding: .25rem !important; margin: 0 !important;
+  font-size: .8125rem; }
+.examples label:has(:checked) { outline: 2px solid var(--color-accent); }
+.examples label::before { width: 100%; aspect-ratio: 1; border-radius: 4px; }
+.examples label span { margin: 0; }
+.examples label input { position: absolute; opacity: 0; }
+.examples label:has(:focus-visible) { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+"""
+
+
+def percent(probability: float) -> str:
+    """A probability as a whole percentage, in HTML; certainty is never claimed."""
+    if probability < 0.01:
+        return "&lt;1%"
+    return "&gt;99%" if probability > 0.99 else f"{probability:.0%}"
+
+
+def candidates(face: Prediction, threshold: float) -> list[str]:
+    """The most probable class, or, where its probability is below `threshold`, the two most probable ones."""
+    ranked = sorted(face.probabilities, key=face.probabilities.__getitem__, reverse=True)
+    return ranked[: 2 if face.confidence < threshold else 1]
+
+
+def answer(face: Prediction, threshold: float) -> str:
+    """What the network says about a face, as part of a sentence in HTML; `threshold` is that of `candidates`."""
+    names = [f"{escape(name)} ({percent(face.probabilities[name])})" for name in candidates(face, threshold)]
+    return f"most likely {names[0]}" if len(names) == 1 else f"no class is clear, {' or '.join(names)}"
+
+
+def picture(photo: Image.Image, faces: Sequence[Prediction]) -> str:
+    """The photo with a numbered box around each face, as HTML without a file of its own."""
+    boxes = ""
+    for number, face in enumerate(faces, 1):
+        x, y, width, height = (
+            f"{100 * pixels / side:.2f}%" for pixels, side in zip(face.box, photo.size * 2, strict=True)
+        )
+        # The number stands on the box, but never beyond the picture.
+        left, top = f"max(0px, min({x} - 2px, 100% - 1.5rem))", f"max(0px, {y} - 1.5rem)"
+        boxes += (
+            f'<span class="box" style="left:{x};top:{y};width:{width};height:{height}"></span>'
+            f'<b class="number" style="left:{left};top:{top}" aria-hidden="true">{number}</b>'
+        )
+    alternative = f"Your photo with a numbered box around {'the face' if len(faces) == 1 else 'each face'}"
+    shown = data_url(_shown(photo), "JPEG")
+    return f'<div class="photo"><img src="{shown}" alt="{alternative}">{boxes}</div>'
+
+
+def card(number: int, face: Prediction, threshold: float, evidence: np.ndarray | None = None) -> str:
+    """One face as HTML: the answer, a bar for every probability in the network's order, and what the network saw.
+
+    Args:
+        number: as on the picture.
+        face: the face.
+        threshold: that of `candidates`.
+        evidence: float (48, 48) in [0, 1], shown over the face.
+    """
+    names = candidates(face, threshold)
+    if len(names) == 1:
+        title = f"{escape(names[0])}, {percent(face.confidence)}"
+    else:
+        title = f"{' or '.join(map(escape, names))}? No class is clear"
+    bars = "".join(
+        f'<li class="{"top" if name in names else ""}"><span>{escape(name)}</span>'
+        f'<span class="track"><span class="bar" style="width:{p:.1%};background:{COLOURS.get(name, OTHER_COLOUR)}">'
+        f'</span></span><span class="share">{percent(p)}</span></li>'
+        for name, p in face.probabilities.items()
+    )
+    figures = _figure(
+        Image.fromarray(face.crop),
+        f"Face {number} as the network saw it",
+        f"What the network saw: {PIXELS} grey pixels",
+    )
+    if evidence is not None:
+        caption = f"Where the evidence for {escape(face.emotion)} lies: the stronger the orange, the more"
+        figures += _figure(_tinted(face.crop, evidence), f"Face {number} under a map of the evidence", caption)
+    return (
+        f'<section class="face"><h2><span class="number">{number}</span><span>{title}</span></h2>'
+        f'<div class="body"><ol>{bars}</ol><div class="figures">{figures}</div></div></section>'
+    )
+
+
+def _figure(image: Image.Image, alternative: str, caption: str) -> str:
+    return (
+        f'<figure><img src="{data_url(image, "PNG")}" alt="{alternative}"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _tinted(crop: np.ndarray, evidence: np.ndarray) -> Image.Image:
+    """The crop, grey uint8 (48, 48), under orange that is the stronger the larger `evidence` in [0, 1] is."""
+    size = (EVIDENCE_SIDE, EVIDENCE_SIDE)
+    face = Image.fromarray(crop).resize(size, Image.Resampling.NEAREST).convert("RGB")
+    strength = Image.fromarray(np.uint8(np.clip(evidence, 0, 1) * 0.8 * 255)).resize(size, Image.Resampling.BICUBIC)
+    return Image.composite(Image.new("RGB", size, EVIDENCE_COLOUR), face, strength)
+
+
+def _shown(photo: Image.Image) -> Image.Image:
+    """The photo in a size that can be looked at."""
+    longest = max(photo.size)
+    scale = min(SHOWN_SIDE / longest, max(1.0, SMALLEST_SIDE / longest))
+    return photo.resize([max(1, round(side * scale)) for side in photo.size], reducing_gap=2.0)
+
+
+def poster(photo: Image.Image, faces: Sequence[Prediction], threshold: float) -> Image.Image:
+    """The photo with its numbered boxes and every face's bars, as one RGB picture to keep or to share.
+
+    Args:
+        photo: RGB picture.
+        faces: its faces; the boxes are in its pixels.
+        threshold: that of `candidates`.
+    """
+    shown = _shown(photo)
+    columns = 1 if len(faces) == 1 else 2
+    width, gap, crop = 1040, 24, 168
+    labels = max(len(face.probabilities) for face in faces)
+    cell_width = (width - gap * (columns + 1)) // columns
+    cell_height = 52 + max(crop, 30 * labels) + gap
+    shown = ImageOps.contain(shown, (width - 2 * gap, SHOWN_SIDE))
+    below = shown.height + 2 * gap
+    image = Image.new("RGB", (width, below + cell_height * math.ceil(len(faces) / columns) + 40), "white")
+    left = (width - shown.width) // 2
+    image.paste(shown, (left, gap))
+    pen, scale = ImageDraw.Draw(image), shown.width / photo.width
+    text, bold = ImageFont.load_default(20), ImageFont.load_default(28)
+    for number, face in enumerate(faces, 1):
+        x, y, w, h = (scale * value for value in face.box)
+        for beyond, colour in ((2, "#111"), (0, "#fff")):
+            corners = (left + x - beyond, gap + y - beyond, left + x + w + beyond, gap + y + h + beyond)
+            pen.rectangle(corners, outline=colour, width=2 + 2 * beyond)
+        _numbered(pen, (max(left, left + x), max(gap, gap + y - 34)), number, bold)
+
+        row, column = divmod(number - 1, columns)
+        x, y = gap + column * (cell_width + gap), below + row * cell_height
+        names = candidates(face, threshold)
+        end = _numbered(pen, (x, y), number, bold)
+        title = " or ".join(names) + ("" if len(names) == 1 else "? not clear")
+        pen.text((end + 12, y), title, "#111", bold)
+        image.paste(Image.fromarray(face.crop).resize((crop, crop), Image.Resampling.NEAREST), (x, y + 52))
+        for index, (name, p) in enumerate(face.probabilities.items()):
+            start, top = x + crop + 16, y + 52 + 30 * index
+            track = cell_width - crop - 16 - 110 - 64
+            pen.text((start, top), name if len(name) < 11 else f"{name[:10]}.", "#111", text)
+            pen.rectangle((start + 110, top + 4, start + 110 + track, top + 20), "#e5e7eb")
+            colour = COLOURS.get(name, OTHER_COLOUR)
+            pen.rectangle((start + 110, top + 4, start + 110 + max(2, round(p * track)), top + 20), colour)
+            pen.text((x + cell_width, top), unescape(percent(p)), "#111", text, anchor="ra")
+    pen.text(
+        (gap, image.height - 40), "An expression is not a feeling: how people would probably label it.", "#475569", text
+    )
+    return image
+
+
+def _numbered(
+    pen: ImageDraw.ImageDraw, corner: tuple[float, float], number: int, font: ImageFont.FreeTypeFont
+) -> float:
+    """Draw a face's number; returns the x where it ends."""
+    x, y = corner
+    end = x + pen.textlength(str(number), font) + 16
+    pen.rectangle((x, y, end, y + 34), "#111", "#fff", 2)
+    pen.text(((x + end) / 2, y + 17), str(number), "#fff", font, anchor="mm")
+    return end
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as HTML; heads and cells are HTML, too."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def download(name: str, media_type: str, content: bytes, text: str) -> str:
+    """A link, as HTML, that saves `content` as a file called `name`; nothing is kept on the server."""
+    url = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    return f'<a class="download" download="{name}" href="{url}">{text}</a>'
+
+
+def data_url(image: Image.Image, format: str) -> str:
+    """The picture, encoded as "PNG" or "JPEG", as an address that needs no file."""
+    stream = io.BytesIO()
+    image.save(stream, format)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

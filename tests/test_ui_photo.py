@@ -1,0 +1,249 @@
+"""The Photo tab, the network's selector and the links, as a visitor drives them in Chromium."""
+
+import base64
+import csv
+import io
+import time
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import PAGE_LABELS, PATIENCE, with_browser
+from gradio.data_classes import FileData, ImageData
+from gradio.exceptions import Error
+from gradio_client import Client, handle_file
+from PIL import Image, ImageColor
+from playwright.sync_api import Locator, Page, expect
+
+import emotion.ui
+from emotion.predict import EmotionPredictor
+from emotion.ui.inputs import EXAMPLES, example_input, photo_input, photos_input
+from emotion.ui.look import COLOURS, poster
+from emotion.ui.networks import load_networks
+
+
+def give(page: Page, *photos: Path) -> None:
+    page.set_input_files(f"#{'photo' if len(photos) == 1 else 'batch'}-input input[type=file]", photos)
+
+
+def summary(page: Page) -> Locator:
+    return page.locator("#photo-summary")
+
+
+def query(page: Page) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(page.evaluate("location.href")).query)
+
+
+def wait_for_query(page: Page, **wanted: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while query(page) != {name: [value] for name, value in wanted.items()}:
+        assert time.monotonic() < deadline, query(page)
+        page.wait_for_timeout(100)
+
+
+def decoded(picture: Locator) -> np.ndarray:
+    """The pixels of an <img> whose address holds them, int (H, W, 3)."""
+    content = base64.b64decode(picture.get_attribute("src").partition("base64,")[2])
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+
+
+@pytest.fixture
+def served_alone(checkpoints, tmp_path, monkeypatch):
+    """A page with one network that deletes after a second, in this process: its Blocks, and its folder of uploads."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(emotion.ui, "SWEEP_SECONDS", 1)
+    monkeypatch.setattr(emotion.ui, "KEEP_SECONDS", 1)
+    page = emotion.ui.build_page(load_networks(checkpoints / "first"))
+    page.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.LAUNCH_OPTIONS)
+    yield page, tmp_path
+    page.close()
+
+
+def test_networks_are_offered_by_name(checkpoints):
+    both = load_networks(checkpoints)
+    assert list(both) == ["first", "second"]
+    assert [network.threshold for network in both.values()] == [0, 1]
+    assert list(load_networks(checkpoints / "second")) == ["second"]
+    assert next(iter(load_networks())) == "fer2013"
+
+
+def test_a_folder_without_a_network_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json does not exist"):
+        load_networks(tmp_path)
+
+
+def test_uploads_are_deleted_and_one_network_has_no_selector(served_alone, photos):
+    page, uploads = served_alone
+    [selector] = [part for part in page.get_config_file()["components"] if part["props"].get("elem_id") == "network"]
+    assert selector["props"]["visible"] is False
+    assert len(Client(page.local_url, verbose=False).predict(handle_file(photos["pair.jpg"]))["faces"]) == 2
+    deadline = time.monotonic() + PATIENCE
+    while [file for file in uploads.rglob("*") if file.is_file()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
+def test_no_input_takes_a_file_of_the_server(photos, meta):
+    path = str(photos["person.png"])
+    photo, several = photo_input("photo", example_input("example")), photos_input("Several", "several")
+    with pytest.raises(Error, match="'person.png' was not uploaded"):
+        photo.preprocess(ImageData(path=path, **meta))
+    with pytest.raises(Error, match="'person.png' was not uploaded"):
+        several.preprocess(several.data_model([FileData(path=path, **meta)]))
+    example = str(EXAMPLES["happy"])
+    assert photo.preprocess(ImageData(path=example)) == example
+
+
+def test_poster_holds_the_photo_and_bars_as_long_as_the_probabilities(page_predictor, photos):
+    photo = Image.open(photos["pair.jpg"])
+    faces = page_predictor.predict(photo)
+    pixels = np.asarray(poster(photo, faces, 0.0)).astype(int)
+    margin, scale = 24, (1040 - 48) / 1100
+    # A corner of the photo, without a face.
+    corner = photo.crop((0, 400, 300, 600)).resize((round(300 * scale), round(200 * scale)), Image.Resampling.BICUBIC)
+    top = margin + round(400 * scale)
+    shown = pixels[top : top + corner.height, margin : margin + corner.width]
+    assert np.abs(shown - np.asarray(corner)).mean() < 8
+    for face in faces:
+        x, y = round(margin + face.box[0] * scale), round(margin + (face.box[1] + face.box[3] / 2) * scale)
+        assert (pixels[y, x - 1 : x + 2] == 255).all(axis=1).any()
+    names = [name for name in PAGE_LABELS if name in COLOURS]
+    drawn = np.array([(pixels == ImageColor.getrgb(COLOURS[name])).all(axis=2).sum() for name in names])
+    wanted = np.array([sum(face.probabilities[name] for face in faces) for name in names])
+    assert drawn / drawn.sum() == pytest.approx(wanted / wanted.sum(), abs=0.03)
+
+
+@with_browser
+def test_selector_switches_the_network_which_may_find_no_class_clear(page, photos, checkpoints):
+    give(page, photos["person.png"])
+    expect(summary(page)).to_contain_text("most likely")
+    page.get_by_role("radio", name="second").check()
+    expect(summary(page)).to_contain_text("no class is clear")
+    [face] = EmotionPredictor.from_checkpoint(checkpoints / "second").predict(photos["person.png"])
+    best, next_best = sorted(face.probabilities, key=face.probabilities.get)[:-3:-1]
+    expect(summary(page)).to_contain_text(f"{best} (")
+    expect(summary(page)).to_contain_text(f"or {next_best} (")
+    expect(page.locator("#photo-result h2")).to_contain_text(f"{best} or {next_best}? No class is clear")
+
+
+@with_browser
+def test_paste_and_snapshot_are_answered_like_an_upload(page, page_predictor, photos):
+    content = base64.b64encode(photos["person.png"].read_bytes()).decode()
+    page.evaluate(
+        """async data => {
+            const blob = await (await fetch('data:image/png;base64,' + data)).blob();
+            await navigator.clipboard.write([new ClipboardItem({ 'image/png': blob })]);
+        }""",
+        content,
+    )
+    page.locator("#photo-input button[aria-label='Paste from clipboard']").click()
+    expect(summary(page)).to_contain_text(page_predictor.predict(photos["person.png"])[0].emotion)
+    page.locator("#photo-input button[aria-label='Remove Image']").click()
+    expect(page.locator("#photo-result .face")).to_have_count(0)
+
+    page.locator("#photo-input button[aria-label='Capture from camera']").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#photo-input button[aria-label='capture photo']").click()
+    expect(page.locator("#photo-result .face")).to_have_count(1)
+    # The camera's picture is not mirrored: the flag stays on the left of the face.
+    box = page.locator("#photo-result .box").bounding_box()
+    picture = page.locator("#photo-result .photo").bounding_box()
+    assert box["x"] + box["width"] / 2 < picture["x"] + picture["width"] / 2
+
+
+@with_browser
+def test_several_photos_become_a_table_and_a_csv(page, page_predictor, photos):
+    give(page, *(photos[name] for name in ("pair.jpg", "text.jpg", "cup.jpg")))
+    rows = page.locator("#batch-result tbody tr")
+    expect(rows).to_have_count(4)
+    assert [row.locator("td").first.inner_text() for row in rows.all()] == ["pair.jpg"] * 2 + ["text.jpg", "cup.jpg"]
+    wanted = page_predictor.predict(photos["pair.jpg"])
+    expect(rows.nth(1)).to_contain_text(wanted[1].emotion)
+    expect(rows.nth(2)).to_contain_text("'text.jpg' is not a picture")
+    expect(rows.nth(3)).to_contain_text("No face was found")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download as CSV").click()
+    assert download.value.suggested_filename == "expressions.csv"
+    records = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_bytes().decode(), newline="")))
+    assert [record["image"] for record in records] == ["pair.jpg", "pair.jpg", "text.jpg", "cup.jpg"]
+    for record, face in zip(records, wanted, strict=False):
+        values = [float(record[name]) for name in ("x", "y", "width", "height", "score", *PAGE_LABELS)]
+        assert values == pytest.approx([*face.box, face.score, *face.probabilities.values()], abs=1e-3)
+    assert [bool(record["error"]) for record in records] == [False, False, True, True]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@with_browser
+def test_more_photos_than_the_page_takes_are_refused(page, photos, tmp_path):
+    files = [tmp_path / f"{number}.txt.jpg" for number in range(51)]
+    for file in files:
+        file.write_text(file.name)
+    give(page, *files)
+    expect(page.locator("#batch-result")).to_contain_text("These are 51 photos; give up to 50 at once")
+
+
+@with_browser
+def test_result_card_can_be_saved(page, page_predictor, photos):
+    give(page, photos["person.png"])
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as a picture").click()
+    assert download.value.suggested_filename == "expression.png"
+    card = Image.open(download.value.path())
+    photo = Image.open(photos["person.png"])
+    wanted = poster(photo, page_predictor.predict(photo), 0.0)
+    assert (card.format, card.size) == ("PNG", wanted.size)
+    assert np.abs(np.asarray(card).astype(int) - np.asarray(wanted)).mean() < 0.1
+
+
+@with_browser
+def test_evidence_is_shown_over_the_face_on_request(page, page_predictor, photos):
+    give(page, photos["person.png"])
+    figures = page.locator("#photo-result figure img")
+    expect(figures).to_have_count(1)
+    page.get_by_label("Show where the evidence lies").check()
+    expect(figures).to_have_count(2)
+    [face] = page_predictor.predict(photos["person.png"])
+    map = page_predictor.evidence(face.crop, face.emotion)
+    pixels = decoded(figures.nth(1))
+    orange = (pixels[..., 0] - pixels[..., 2]).reshape(48, 6, 48, 6).mean((1, 3))
+    assert np.corrcoef(orange.ravel(), map.ravel())[0, 1] > 0.95
+    page.get_by_label("Show where the evidence lies").uncheck()
+    expect(figures).to_have_count(1)
+
+
+@with_browser
+def test_link_restores_network_and_example_but_never_a_photo(page, url, photos):
+    page.get_by_role("radio", name="second").check()
+    page.get_by_role("radio", name="happy").check()
+    expect(summary(page)).to_contain_text("no class is clear")
+    wait_for_query(page, tab="photo", network="second", example="happy")
+    said = summary(page).inner_text()
+
+    page.goto(page.evaluate("location.href"))
+    expect(summary(page)).to_have_text(said)
+    expect(page.get_by_role("radio", name="happy")).to_be_checked()
+    expect(page.get_by_role("radio", name="second")).to_be_checked()
+    wait_for_query(page, tab="photo", network="second", example="happy")
+
+    give(page, photos["pair.jpg"])
+    expect(summary(page)).to_contain_text("2 faces")
+    wait_for_query(page, tab="photo", network="second")
+
+    page.goto(f"{url}?tab=none&network=<b>&example=../person&other=kept")
+    page.wait_for_load_state("networkidle")
+    expect(page.get_by_role("radio", name="first")).to_be_checked()
+    expect(page.locator("#photo-result .face")).to_have_count(0)
+
+
+@with_browser
+@pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
+def test_axe_finds_no_serious_violation(page, photos):
+    give(page, photos["person.png"])
+    expect(page.locator("#photo-result .face")).to_have_count(1)
+    give(page, photos["pair.jpg"], photos["text.jpg"])
+    expect(page.locator("#batch-result tbody tr")).to_have_count(3)
+    violations = Axe().run(page).response["violations"]
+    assert not [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
