@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise, takewhile
@@ -27,6 +28,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from hub_server import WRITE, HubServer
 from PIL import Image
 
 from benchmarks import traditional
@@ -59,6 +61,8 @@ WRITES = ("--output", "--pth", "--onnx")
 """Options whose value must exist after the command."""
 PAGE_URL = "http://127.0.0.1:7860"
 """Stands for the address of the page that the same document has started."""
+ACCOUNT = ("USER/", "anna/")
+"""What stands for the reader's name on the Hub, and that name on the server of the tests."""
 
 
 class Block(NamedTuple):
@@ -99,20 +103,35 @@ def execute(arguments: list[str], variables: dict[str, str], folder: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[multiprocessing.context.BaseContext]:
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def processes(
+    hub: HubServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[multiprocessing.context.BaseContext]:
     """Makes processes that have loaded torch already; without it, imports would take longer than all commands."""
     context = multiprocessing.get_context("forkserver")
     # Whatever cannot be imported is left out without a word.
     context.set_forkserver_preload(
         [
             *("test_documents", "train", "emotion.evaluate", "emotion.predict", "accelerate.commands.launch"),
-            *("matplotlib.figure", "docs.make", "gradio_client", "onnxruntime"),
+            *("emotion.hub", "matplotlib.figure", "docs.make", "gradio_client", "onnxruntime"),
         ]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
         patch.setenv("EMOTION_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        # An account on a Hub of the tests' own; nothing here leaves the machine.
+        patch.setenv("HF_ENDPOINT", hub.address)
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HF_TOKEN", WRITE)
+        patch.setenv("HF_HUB_DISABLE_XET", "1")
         yield context
 
 
@@ -127,6 +146,7 @@ def belongings(tmp_path_factory: pytest.TempPathFactory, portrait: Image.Image, 
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     portrait.save(folder / "photo.jpg")
     group.save(folder / "group.jpg")
+    Image.fromarray(draw_face("happy", np.random.default_rng(1))).save(folder / "face.png")
     rng = np.random.default_rng(0)
     with (
         open(folder / "fer2013.csv", "w", newline="") as faces,
@@ -160,7 +180,7 @@ class Reader:
     def sh(self, command: str) -> None:
         if command in NOT_RUN:
             return
-        words = [found for word in shlex.split(command, comments=True) for found in self.expand(word)]
+        words = [found for word in shlex.split(command.replace(*ACCOUNT), comments=True) for found in self.expand(word)]
         assert not {"|", "&&", ";", ">", "&"} & set(words), f"write one plain command per line, not: {command}"
         variables = dict(word.split("=", 1) for word in takewhile(lambda word: re.match(r"[A-Z_]+=", word), words))
         program, *arguments = words[len(variables) :]
@@ -283,6 +303,20 @@ def test_every_block_of_the_page_runs(
             process.wait(PATIENCE)
     finally:
         reader.stop_pages()
+
+
+def test_two_commands_of_the_readme_publish_network_and_space(
+    hub: HubServer, belongings: Path, processes: multiprocessing.context.BaseContext
+) -> None:
+    (share,) = [block for block in blocks(ROOT / "README.md") if "emotion push" in block.text]
+    assert len(commands(share.text)) == 2
+    hub.models.clear()
+    hub.spaces.clear()
+    for command in commands(share.text):
+        Reader(belongings, processes).sh(command)
+    weights = (belongings / "checkpoints/fer2013/model.safetensors").read_bytes()
+    assert hub.models["anna/NAME"].files["model.safetensors"] == weights
+    assert {"app.py", "README.md", "requirements.txt"} <= hub.spaces["anna/SPACE"].files.keys()
 
 
 def test_what_is_not_run_stands_in_a_page() -> None:
