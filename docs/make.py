@@ -15,19 +15,19 @@ from typing import Final
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import traditional
 from emotion.checkpoint import atomic_write
-from emotion.demo import draw_face
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
 from emotion.trainer import RECIPES, TrainingConfig
-from emotion.transforms import GrayscaleNoise, Normalize, get_enhanced_transforms_grayscale_48
+from emotion.transforms import GrayscaleNoise, Normalize, ToTensor, get_enhanced_transforms_grayscale_48
 
 IMAGES: Final = Path("docs/images")
-FACE_SEED: Final = 12
-"""Of the drawn face that the steps are shown on."""
+FACE: Final = Path("examples/happy.png")
+"""What the steps are shown on: the face of nobody."""
 NOTES: Final[dict[type[nn.Module], str]] = {
     nn.Conv2d: "conv {0.kernel_size[0]}x{0.kernel_size[1]}, {0.in_channels} to {0.out_channels}",
     nn.Linear: "dense, {0.in_features} to {0.out_features}",
@@ -177,10 +177,10 @@ def fill(page: str) -> str:
 
 
 def draw_steps(file: Path) -> None:
-    """Draw three random results of each training step, applied alone to one drawn face, as a PNG."""
+    """Draw three random results of each training step, applied alone to one example face, as a PNG."""
     from matplotlib.figure import Figure
 
-    face = torch.from_numpy(draw_face("happy", np.random.default_rng(FACE_SEED)))[None, None].repeat(3, 1, 1, 1) / 255
+    face = ToTensor()(Image.open(FACE)).repeat(3, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
     shown = [("the face", face)]
     for kind in (type(step) for step in get_enhanced_transforms_grayscale_48(training=True).steps):
