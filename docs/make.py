@@ -1,0 +1,217 @@
+"""Write what can be generated into README and guide, and draw their pictures: `python -m docs.make`.
+
+Between `<!-- generated: NAME -->` and `<!-- end -->` a page holds what `SECTIONS[NAME]` returns. Run in the project's
+folder after a change of the network, the steps, the recipes or `benchmarks/results/`.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks import traditional
+from emotion.checkpoint import atomic_write
+from emotion.labels import IMAGE_SIZE
+from emotion.model import EmotionCNN
+from emotion.trainer import RECIPES, TrainingConfig
+from emotion.transforms import GrayscaleNoise, Normalize, ToTensor, get_enhanced_transforms_grayscale_48
+
+IMAGES: Final = Path("docs/images")
+FACE: Final = Path("examples/happy.png")
+"""What the steps are shown on: the face of nobody."""
+NOTES: Final[dict[type[nn.Module], str]] = {
+    nn.Conv2d: "conv {0.kernel_size[0]}x{0.kernel_size[1]}, {0.in_channels} to {0.out_channels}",
+    nn.Linear: "dense, {0.in_features} to {0.out_features}",
+    nn.MaxPool2d: "max-pool {0.kernel_size}x{0.kernel_size}",
+    nn.AdaptiveAvgPool2d: "average pool to 1x1",
+    nn.BatchNorm2d: "batch norm",
+    nn.BatchNorm1d: "batch norm",
+    nn.ReLU: "ReLU",
+    nn.Dropout2d: "spatial dropout {0.p:.3g}",
+    nn.Dropout: "dropout {0.p:.3g}",
+}
+"""How a layer is called; one that is missing here fails."""
+ROW_STARTS: Final = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+"""The other layers stand in the row of the last of these."""
+
+
+@dataclasses.dataclass
+class Row:
+    """Consecutive layers of the network: where they stand, what they are, and their numbers for one face."""
+
+    block: str
+    layers: list[str]
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def rows(model: EmotionCNN) -> list[Row]:
+    """The layers in the order in which one face passes them."""
+    found: list[Row] = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if isinstance(layer, nn.Flatten):
+                return
+            if isinstance(layer, ROW_STARTS):
+                part, index = name.split(".")[:2]
+                block = f"block {int(index) + 1}" if part == "features" else part
+                found.append(Row(block, [], tuple(output.shape[1:]), 0, 0))
+            row = found[-1]
+            row.layers.append(NOTES[type(layer)].format(layer))
+            row.parameters += sum(parameter.numel() for parameter in layer.parameters())
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                # Each output value needs one filter, and a bias is added, not multiplied.
+                row.multiply_adds += output[0].numel() * layer.weight[0].numel()
+
+        return hook
+
+    leaves = [(name, layer) for name, layer in model.named_modules() if not list(layer.children())]
+    handles = [layer.register_forward_hook(note(name)) for name, layer in leaves]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 1, IMAGE_SIZE, IMAGE_SIZE))
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def layer_table() -> str:
+    """The network's layers as a Markdown table."""
+    found = rows(EmotionCNN())
+    lines = ["| part | layers | output | parameters | multiply-adds |", "|---|---|---:|---:|---:|"]
+    for index, row in enumerate(found):
+        block = row.block if not index or found[index - 1].block != row.block else ""
+        shape = " x ".join(map(str, row.shape))
+        lines.append(f"| {block} | {', '.join(row.layers)} | {shape} | {row.parameters:,} | {row.multiply_adds:,} |")
+    parameters, multiply_adds = (sum(getattr(row, name) for row in found) for name in ("parameters", "multiply_adds"))
+    return "\n".join([*lines, f"| **sum** | | | **{parameters:,}** | **{multiply_adds:,}** |"])
+
+
+def diagram() -> str:
+    """The network as an SVG: a box per part, as high as its pictures, with what happens in it below."""
+    boxes: list[tuple[str, str, int]] = [("face", f"1 x {IMAGE_SIZE} x {IMAGE_SIZE}", IMAGE_SIZE)]
+    found = rows(EmotionCNN())
+    for block in dict.fromkeys(row.block for row in found):
+        members = [row for row in found if row.block == block]
+        if block == "classifier":
+            # A dense layer has no picture; its box is as high as a small one.
+            boxes += [(row.layers[0].split(",")[0], str(row.shape[0]), 3) for row in members]
+        else:
+            convs = [row for row in members if row.multiply_adds]
+            boxes.append((f"{len(convs)} conv", " x ".join(map(str, convs[-1].shape)), convs[-1].shape[-1]))
+    step, middle, height = 88, 110, 250
+    width = step * len(boxes)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="12" text-anchor="middle">',
+        "<title>The network, from a 48x48 grey face to seven logits</title>",
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<line x1="{step // 2}" y1="{middle}" x2="{width - step // 2}" y2="{middle}" stroke="#94a3b8"/>',
+    ]
+    for index, (title, shape, side) in enumerate(boxes):
+        x, tall = step * index + step // 2, 4 * side
+        colour = "#94a3b8" if not index else "#0d9488" if title.startswith("dense") else "#4f46e5"
+        parts += [
+            f'<rect x="{x - 16}" y="{middle - tall // 2}" width="32" height="{tall}" rx="2" fill="{colour}"/>',
+            f'<text x="{x}" y="224">{title}</text>',
+            f'<text x="{x}" y="240" fill="#475569">{shape}</text>',
+        ]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def step_table() -> str:
+    """The training pipeline's steps, with their values at full strength."""
+    lines = ["| step | values | what it does |", "|---|---|---|"]
+    for number, step in enumerate(get_enhanced_transforms_grayscale_48(training=True).steps, 1):
+        name, values = repr(step)[:-1].split("(", 1)
+        lines.append(f"| {number}. `{name}` | {values} | {inspect.getdoc(step).splitlines()[0]} |")
+    return "\n".join(lines)
+
+
+def recipe_table() -> str:
+    """Every value of the recipes, with its flag."""
+    lines = [f"| flag | what it is | {' | '.join(RECIPES)} |", "|---|---|" + "---|" * len(RECIPES)]
+    for field in dataclasses.fields(TrainingConfig):
+        values = (getattr(recipe, field.name) for recipe in RECIPES.values())
+        shown = (" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
+        lines.append(f"| `--{field.name.replace('_', '-')}` | {field.metadata['help']} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def comparison_table() -> str:
+    """What `python -m benchmarks.traditional --write` has measured."""
+    return traditional.table(json.loads(traditional.RESULTS.read_text()))
+
+
+SECTIONS: Final[dict[str, Callable[[], str]]] = {
+    "layers": layer_table,
+    "steps": step_table,
+    "recipes": recipe_table,
+    "comparison": comparison_table,
+}
+
+
+def fill(page: str) -> str:
+    """A page with its generated sections renewed.
+
+    Raises:
+        ValueError: if it asks for a section that does not exist.
+    """
+
+    def renew(section: re.Match) -> str:
+        if section[2] not in SECTIONS:
+            raise ValueError(f"There is no section {section[2]!r}; choose from {', '.join(SECTIONS)}.")
+        return f"{section[1]}\n{SECTIONS[section[2]]()}\n{section[3]}"
+
+    return re.sub(r"(<!-- generated: (.+?) -->)\n.*?(<!-- end -->)", renew, page, flags=re.DOTALL)
+
+
+def draw_steps(file: Path) -> None:
+    """Draw three random results of each training step, applied alone to one example face, as a PNG."""
+    from matplotlib.figure import Figure
+
+    face = ToTensor()(Image.open(FACE)).repeat(3, 1, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    shown = [("the face", face)]
+    for kind in (type(step) for step in get_enhanced_transforms_grayscale_48(training=True).steps):
+        # Noise is added to the normalised picture; all are shown in [0, 1].
+        result = kind()(Normalize()(face) if kind is GrayscaleNoise else face, generator=generator)
+        shown.append((kind.__name__, result / 2 + 0.5 if kind in (Normalize, GrayscaleNoise) else result))
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    for axes, (title, images) in zip(figure.subplots(4, 3).flat, shown, strict=True):
+        framed = torch.nn.functional.pad(images[:, 0], (2, 2), value=1)
+        axes.imshow(np.hstack(framed.numpy()), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=11)
+        axes.set_axis_off()
+    figure.savefig(file, format="png", dpi=100)
+
+
+def main() -> int:
+    """Renew pages and pictures in the working directory; returns the exit code."""
+    for page in (Path("README.md"), *sorted(Path("docs").rglob("*.md"))):
+        old = page.read_text("utf-8")
+        if (new := fill(old)) != old:
+            with atomic_write(page) as file:
+                file.write_text(new, "utf-8")
+            print(f"{page} is renewed.")
+    with atomic_write(IMAGES / "network.svg") as file:
+        file.write_text(diagram())
+    with atomic_write(IMAGES / "steps.png") as file:
+        draw_steps(file)
+    with atomic_write(IMAGES / "comparison.png") as file:
+        traditional.plot(json.loads(traditional.RESULTS.read_text()), file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
