@@ -32,6 +32,10 @@ MOVES: Final = [
 ROUNDS: Final = 30
 """Faces are chosen anew at most this often; the choice settles after about ten rounds."""
 
+TOO_FEW: Final = (
+    f"only {{}} of {{}} faces differ; give at least {FACES} different ones, so that their mean shows nobody."
+)
+
 _y, _x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
 WINDOW: Final = np.exp(-(((_x - 23.5) / 14) ** 4) - ((_y - 25) / 19) ** 4).astype(np.float32)
 """Weight of each pixel, 1 on the face and almost 0 beyond it, so that hair and background don't choose the faces."""
@@ -68,6 +72,8 @@ def compose(faces: np.ndarray) -> Composite:
     Raises:
         ValueError: if fewer than 40 faces differ from each other.
     """
+    if len(faces) < FACES:
+        raise ValueError(TOO_FEW.format(len(faces), len(faces)))
     features = _local_contrast(faces)
     mean, choice = features.mean(axis=0), np.empty(0)
     for _ in range(ROUNDS):
@@ -155,10 +161,7 @@ def _different(features: np.ndarray, order: np.ndarray) -> np.ndarray:
         if len(members) < FACES and not (flat[members] @ flat[index] > ALIKE).any():
             members.append(index)
     if len(members) < FACES:
-        raise ValueError(
-            f"only {len(members)} of {len(features)} faces are different; give at least {FACES}, so that their mean "
-            "shows nobody."
-        )
+        raise ValueError(TOO_FEW.format(len(members), len(features)))
     return np.array(members)
 
 

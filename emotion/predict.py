@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from emotion.checkpoint import load_checkpoint
+from emotion.explain import evidence
 from emotion.faces import FaceDetector, crop_face, crop_whole, open_image
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
@@ -132,6 +133,27 @@ class EmotionPredictor:
         images = self._to_input(torch.from_numpy(np.array(crops))[:, None].to(device))
         rows = self.model.probabilities(images).tolist()
         return [dict(zip(self.model.labels, row, strict=True)) for row in rows]
+
+    def evidence(self, crop: np.ndarray, emotion: str) -> np.ndarray:
+        """Map of what in a face speaks for an emotion; see `emotion.explain.evidence`.
+
+        Args:
+            crop: grey uint8 (48, 48), such as `Prediction.crop`.
+            emotion: any class of the model, not only the most probable.
+
+        Returns:
+            Float32 (48, 48) in [0, 1]; the strongest pixel is 1.
+
+        Raises:
+            ValueError: if the crop has another shape or dtype, or the model has no such class.
+        """
+        if crop.dtype != np.uint8 or crop.shape != (IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(f"crop is {crop.dtype} {crop.shape}; give uint8 of shape (48, 48), in 0 to 255.")
+        if emotion not in self.model.labels:
+            raise ValueError(f"emotion is {emotion!r}; give one of {', '.join(self.model.labels)}.")
+        device = next(self.model.parameters()).device
+        image = self._to_input(torch.from_numpy(np.array(crop))[None, None].to(device))
+        return evidence(self.model, image, self.model.labels.index(emotion))
 
     def _predictions(
         self, boxes: Sequence[Box], scores: Sequence[float], crops: Sequence[np.ndarray]
