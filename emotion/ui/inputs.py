@@ -100,6 +100,13 @@ def photos_input(label: str, elem_id: str) -> gr.UploadButton:
     return photos
 
 
+def reason(error: Exception, path: str) -> str:
+    """What is wrong with the picture at `path`, for its owner: without the server's path."""
+    if isinstance(error, FileNotFoundError):
+        return f"This photo was deleted, as every photo is within {FORGOTTEN_MINUTES} minutes; give it again."
+    return str(error).replace(path, Path(path).name)
+
+
 def _uploaded(component: Component, path: str) -> str:
     # Gradio checks only files that are marked as such, and leaves the mark to the client.
     given = Path(path).resolve()
