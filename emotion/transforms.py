@@ -6,7 +6,7 @@ deterministic. Neighbouring geometry steps are composed into one homography and 
 blurs a 48x48 face less than one interpolation per step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -351,16 +351,23 @@ class Pipeline:
         return _shaped_like(batch if matrix is None else warp(batch, matrix), image)
 
     def trace(
-        self, image: Image.Image | Tensor, strength: float = 1.0, generator: torch.Generator | None = None
+        self,
+        image: Image.Image | Tensor,
+        strength: float = 1.0,
+        generator: torch.Generator | None = None,
+        off: Collection[Step] = (),
     ) -> list[tuple[Step, Params, Tensor]]:
-        """Each step with what it drew (nothing at strength 0) and the float picture after it."""
+        """Each step with what it drew (nothing at strength 0 or in `off`) and the float picture after it.
+
+        A step in `off` changes nothing, yet uses up its draws, so that those of the others stay the same.
+        """
         return [
             (step, params, _shaped_like(batch if matrix is None else warp(batch, matrix), image))
-            for step, params, batch, matrix in self._run(_to_batch(image), strength, generator)
+            for step, params, batch, matrix in self._run(_to_batch(image), strength, generator, off)
         ]
 
     def _run(
-        self, batch: Tensor, strength: float, generator: torch.Generator | None
+        self, batch: Tensor, strength: float, generator: torch.Generator | None, off: Collection[Step] = ()
     ) -> Iterator[tuple[Step, Params, Tensor, Tensor | None]]:
         """Yield, after each step, what it drew, the batch, and the homography still to be applied to it."""
         _check_strength(strength)
@@ -370,6 +377,9 @@ class Pipeline:
                 yield step, {}, batch, matrix
                 continue
             params = step.draw(len(batch), strength, generator, batch.device)
+            if step in off:
+                yield step, {}, batch, matrix
+                continue
             if isinstance(step, GeometricStep):
                 # The picture after steps 1 and 2 at p is the input at M1 M2 p.
                 matrix = step.matrix(params) if matrix is None else matrix @ step.matrix(params)

@@ -34,9 +34,9 @@ def shown_percent(text: str) -> tuple[float, float]:
     return (0, 0.01) if "<" in text else (0.99, 1) if ">" in text else (number - 0.0051, number + 0.0051)
 
 
-def test_predict_is_the_only_public_endpoint_and_needs_one_picture(client):
+def test_only_documented_endpoints_are_public_and_predict_needs_one_picture(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(endpoints) == ["/predict"]
+    assert list(endpoints) == ["/predict", "/augment"]
     assert [p["parameter_name"] for p in endpoints["/predict"]["parameters"]] == ["image"]
 
 

@@ -252,6 +252,20 @@ def test_last_view_is_what_training_sees(face: Image.Image) -> None:
     assert torch.equal(views[-1][2], pipeline(face, 0.8, torch.Generator().manual_seed(5)))
 
 
+@pytest.mark.parametrize("index", [0, 2, 6, 10])
+def test_a_step_that_is_off_does_nothing_and_leaves_the_other_draws(batch: torch.Tensor, index: int) -> None:
+    pipeline = get_enhanced_transforms_grayscale_48(True)
+    off = pipeline.steps[index]
+    full = pipeline.trace(batch, 1.0, torch.Generator().manual_seed(5))
+    views = pipeline.trace(batch, 1.0, torch.Generator().manual_seed(5), off=[off])
+    for (step, drawn, _), (_, params, _) in zip(full, views, strict=True):
+        assert params.keys() == (set() if step is off else drawn.keys())
+        assert all(torch.equal(params[name], drawn[name]) for name in params)
+    before = views[index - 1][2] if index else batch / 255
+    assert torch.equal(views[index][2], before)
+    assert not torch.equal(full[index][2], before)
+
+
 def test_geometry_is_interpolated_once(batch: torch.Tensor) -> None:
     # Turning by an angle and back must give the picture itself; two interpolations would have blurred it.
     class Turn(RandomRotation):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import gradio as gr
 from gradio.components import Component
@@ -79,10 +79,11 @@ def photo_input(elem_id: str, example: gr.Radio) -> gr.Image:
     # Not in a subclass: gradio writes a .pyi file beside the module of every subclass.
     photo.preprocess = uploaded_path
 
-    def put(name: str | None) -> Any:
-        return gr.skip() if name is None else str(EXAMPLES[name])
+    def put(name: str | None, path: str | None) -> str | None:
+        # Not `gr.skip`: whatever updates a component makes gradio forget the function above for the visitor.
+        return path if name is None else str(EXAMPLES[name])
 
-    example.change(put, example, photo, api_visibility="private", show_progress="hidden")
+    example.change(put, [example, photo], photo, api_visibility="private", show_progress="hidden")
     gr.on([photo.input, photo.clear], None, None, example, js="() => null", api_visibility="private")
     return photo
 
@@ -97,6 +98,13 @@ def photos_input(label: str, elem_id: str) -> gr.UploadButton:
 
     photos.preprocess = uploaded_paths
     return photos
+
+
+def reason(error: Exception, path: str) -> str:
+    """What is wrong with the picture at `path`, for its owner: without the server's path."""
+    if isinstance(error, FileNotFoundError):
+        return f"This photo was deleted, as every photo is within {FORGOTTEN_MINUTES} minutes; give it again."
+    return str(error).replace(path, Path(path).name)
 
 
 def _uploaded(component: Component, path: str) -> str:

@@ -50,8 +50,8 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 #intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
 #notes { margin-top: 1rem; }
 #notes p { font-size: .9375rem; }
-#photo-summary p { margin: 0; font-size: 1.125rem; line-height: 1.5; }
-#photo-summary .error { border-left: 4px solid #dc2626; padding-left: .75rem; }
+#photo-summary p, #augmentation-summary p { margin: 0; font-size: 1.125rem; line-height: 1.5; }
+#photo-summary .error, #augmentation-summary .error { border-left: 4px solid #dc2626; padding-left: .75rem; }
 .photo { position: relative; overflow: hidden; border-radius: 8px; width: fit-content; margin: 0 auto 1rem; }
 .photo img { display: block; max-width: 100%; max-height: 36vh; }
 .box { position: absolute; border: 2px solid #fff; outline: 2px solid #111; border-radius: 2px; }
@@ -76,6 +76,15 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 .face figure { width: 9rem; margin: 0; }
 .face figure img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 4px; }
 .face figcaption { margin-top: .375rem; font-size: .875rem; line-height: 1.4; }
+#augmentation-sliders { position: sticky; top: 0; z-index: 1; }
+#augmentation-result h2 { font-size: 1.25rem; font-weight: 650; margin: 0 0 .5rem; }
+#augmentation-result p { max-width: 68ch; margin: 0 0 .75rem; line-height: 1.5; }
+.steps, .draws { list-style: none; margin: 0 0 1.5rem; padding: 0; display: grid; gap: 1rem; }
+.steps { grid-template-columns: repeat(auto-fill, minmax(144px, 1fr)); }
+.draws { grid-template-columns: repeat(auto-fill, 96px); }
+.steps img, .draws img { width: 144px; height: 144px; image-rendering: pixelated; border-radius: 4px; }
+.draws img { width: 96px; height: 96px; }
+.steps figcaption { font-size: .875rem; line-height: 1.4; margin-top: .25rem; }
 .error { color: var(--error-text-color); }
 .rows.rows { width: 100%; border-collapse: collapse; border: 0; margin-top: .75rem; }
 .rows.rows :is(tr, th, td) { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; border: 0;

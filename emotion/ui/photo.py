@@ -13,7 +13,7 @@ from PIL import Image
 
 from emotion.faces import open_image
 from emotion.predict import Prediction
-from emotion.ui.inputs import FORGOTTEN_MINUTES, example_input, photo_input, photos_input
+from emotion.ui.inputs import example_input, photo_input, photos_input, reason
 from emotion.ui.look import SAVE_JS, answer, card, data_url, download, picture, poster, table
 from emotion.ui.networks import Network
 
@@ -63,7 +63,7 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
         try:
             photo = open_image(path)
         except (ValueError, OSError) as error:
-            raise gr.Error(_reason(error, path)) from error
+            raise gr.Error(reason(error, path)) from error
         faces = _faces(networks[name], photo, is_whole)
         return data_url(poster(photo, faces, networks[name].threshold), "PNG")
 
@@ -83,7 +83,7 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
         try:
             item["faces"] = [face.to_json() for face in next(iter(networks.values())).predictor.predict(image)]
         except (ValueError, OSError) as error:
-            item["error"] = _reason(error, image)
+            item["error"] = reason(error, image)
         return item
 
     given, shown = [network, photo, evidence], [summary, result, whole, tools, is_whole]
@@ -107,7 +107,7 @@ def _show(network: Network, path: str | None, evidence: bool, is_whole: bool) ->
     try:
         photo = open_image(path)
     except (ValueError, OSError) as error:
-        return f'<p class="error">{escape(_reason(error, path))}</p>', "", hidden, hidden
+        return f'<p class="error">{escape(reason(error, path))}</p>', "", hidden, hidden
     faces = _faces(network, photo, is_whole)
     if not faces:
         return "<p>No face was found in this picture.</p>", "", visible, hidden
@@ -126,13 +126,6 @@ def _show(network: Network, path: str | None, evidence: bool, is_whole: bool) ->
 
 def _faces(network: Network, photo: Image.Image, is_whole: bool) -> list[Prediction]:
     return [network.predictor.predict_whole(photo)] if is_whole else network.predictor.predict(photo)
-
-
-def _reason(error: Exception, path: str) -> str:
-    """What is wrong with the picture at `path`, for its owner: without the server's path."""
-    if isinstance(error, FileNotFoundError):
-        return f"This photo was deleted, as every photo is within {FORGOTTEN_MINUTES} minutes; give it again."
-    return str(error).replace(path, Path(path).name)
 
 
 def _sentence(faces: Sequence[Prediction], threshold: float, is_whole: bool) -> str:
@@ -159,15 +152,15 @@ def _tabulate(network: Network, paths: Sequence[str], progress: gr.Progress) -> 
     for path in progress.tqdm(paths, desc="Looking at your photos", unit="photos"):
         name = Path(path).name
         try:
-            faces, reason = network.predictor.predict(path), "No face was found."
+            faces, why = network.predictor.predict(path), "No face was found."
         except (ValueError, OSError) as error:
-            faces, reason = [], _reason(error, path)
+            faces, why = [], reason(error, path)
         for number, face in enumerate(faces, 1):
             shown.append([escape(name), str(number), answer(face, network.threshold)])
             lines.append([name, number, *face.box, face.score, face.emotion, *face.probabilities.values(), ""])
         if not faces:
-            shown.append([escape(name), "", f'<span class="error">{escape(reason)}</span>'])
-            lines.append([name, *[""] * (7 + len(labels)), reason])
+            shown.append([escape(name), "", f'<span class="error">{escape(why)}</span>'])
+            lines.append([name, *[""] * (7 + len(labels)), why])
     stream = io.StringIO()
     written = csv.writer(stream)
     written.writerow(["image", "face", "x", "y", "width", "height", "score", "emotion", *labels, "error"])
