@@ -194,7 +194,6 @@ def test_the_shipped_checkpoint_is_the_default(run, album: Path, monkeypatch: py
         ["predict", "a.png", "--unknown"],
         ["evaluate", "--data", "x", "--labels", "fer2013", "--split", "test"],
         ["evaluate", "--checkpoint", "c", "--data", "x", "--labels", "other", "--split", "test"],
-        ["export", "c"],
         ["fly"],
     ],
 )
