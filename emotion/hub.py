@@ -101,13 +101,13 @@ def deploy(
 ) -> str:
     """Create or update a Gradio Space that serves the page with a checkpoint of one's choice.
 
-    It gets the page, the package, the checkpoint in the place of the one that ships, the requirements, the licence,
-    and the README with a front matter that names this Space. In the folders that belong to the project
-    (`SPACE_FOLDERS`), files of an earlier deployment are deleted; what someone added elsewhere stays.
+    It gets the page, the package, its examples, this checkpoint alone, the requirements, the licence, and the README
+    with a front matter that names this Space. In the folders that belong to the project (`SPACE_FOLDERS`), files of an
+    earlier deployment are deleted; what someone added elsewhere stays.
 
     Args:
         space_id: "user/space".
-        checkpoint: folder or Hub id; a Hub id without revision is also linked from the Space.
+        checkpoint: folder or Hub id; the page offers it by its name, and a Hub id is linked from the Space.
         hardware: one of `huggingface_hub.SpaceHardware`; by default the Space's hardware stays as it is, and a new
             Space gets the free one.
         dry_run: only say what would be sent; nothing is.
@@ -352,26 +352,27 @@ def _checkpoint_files(checkpoint: str | Path) -> Files:
 
 
 def _space_files(space_id: str, checkpoint: str | Path) -> Files:
-    files: Files = {name: ROOT / name for name in SPACE_FILES}
+    weights = _checkpoint_files(checkpoint)
+    published = None if Path(checkpoint).is_dir() else str(checkpoint).partition("@")[0]
+    # The page offers what lies in checkpoints/, by the name of the folder.
+    name = published.split("/")[1] if published else Path(checkpoint).resolve().name
+    files: Files = {f"checkpoints/{name}/{file}": content for file, content in weights.items()}
+    files |= {file: ROOT / file for file in SPACE_FILES}
     for file in sorted(path for folder in ("emotion", "examples") for path in (ROOT / folder).rglob("*")):
         parts = file.relative_to(ROOT).parts
         if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
             files["/".join(parts)] = file
-    place = DEFAULT_CHECKPOINT.relative_to(ROOT).as_posix()
-    files |= {f"{place}/{name}": content for name, content in _checkpoint_files(checkpoint).items()}
-
+    missing = [name for name in SPACE_FILES if not (ROOT / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{ROOT} has no {missing[0]}; deploy from a whole copy of the project.")
     card = SpaceCard((ROOT / "README.md").read_text("utf-8"))
     # Here it is a path within the project, but the Hub wants an address.
     thumbnail = card.data["thumbnail"]
     files[thumbnail] = ROOT / thumbnail
     card.data["thumbnail"] = f"{HfApi().endpoint}/spaces/{space_id}/resolve/main/{thumbnail}"
-    if isinstance(checkpoint, str) and is_hub_id(checkpoint) and not Path(checkpoint).is_dir():
-        card.data["models"] = [checkpoint]
+    if published:
+        card.data["models"] = [published]
     files["README.md"] = str(card).encode()
-
-    missing = [name for name, content in files.items() if isinstance(content, Path) and not content.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{ROOT} has no {missing[0]}; deploy from a whole copy of the project.")
     return files
 
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -48,7 +49,7 @@ class Fault:
     """The next `times` requests whose method and path match `pattern` fail."""
 
     pattern: str
-    status: int | None  # None: the connection is cut
+    status: int | None  # None: the connection is cut when half of the request has arrived
     times: int = 1
     message: str = ""
 
@@ -82,26 +83,23 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            content = b""
-            while size := int(self.rfile.readline(), 16):
-                content += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.split("?")[0]
         request = f"{self.command} {path}"
         self.server.requests.append(request)
+        size = int(self.headers.get("Content-Length") or 0)
+        faults = (fault for fault in self.server.faults if fault.times and re.search(fault.pattern, request))
+        fault = next(faults, None)
+        if fault:
+            fault.times -= 1
+            if fault.status is None:
+                self.rfile.read(size // 2)
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+        content = self.rfile.read(size)
         try:
-            for fault in self.server.faults:
-                if fault.times and re.search(fault.pattern, request):
-                    fault.times -= 1
-                    if fault.status is None:
-                        self.close_connection = True
-                        self.connection.close()
-                        return
-                    raise Refused(fault.status, fault.message)
+            if fault:
+                raise Refused(fault.status, fault.message)
             for pattern, method in ROUTES:
                 if found := re.fullmatch(pattern, request):
                     method(self, content, **found.groupdict())

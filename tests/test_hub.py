@@ -308,10 +308,8 @@ def test_a_dry_run_asks_nobody(run: Callable[..., Done], server: HubServer, trai
     ("fault", "parts"),
     [
         (Fault("repos/create", 500), ("something is broken (HTTP 500); try again later",)),
-        (Fault("repos/create", 429), ("too many requests have arrived (HTTP 429)",)),
         (Fault("commit/main", 402, message="Spaces need PRO"), ("(HTTP 402: Spaces need PRO)",)),
-        (Fault("preupload", 503, times=6), ("something is broken (HTTP 503)",)),
-        (Fault("PUT /large", 500, times=30), ("something is broken (HTTP 500)",)),
+        (Fault("objects/batch", 503, times=6), ("something is broken (HTTP 503)",)),
         (
             Fault("PUT /large", None, times=30),
             (
@@ -326,7 +324,7 @@ def test_a_dry_run_asks_nobody(run: Callable[..., Done], server: HubServer, trai
                 "check the connection",
             ),
         ),
-        (Fault("validate-yaml", 429), ("too many requests",)),
+        (Fault("validate-yaml", 429), ("too many requests have arrived (HTTP 429)",)),
     ],
     ids=lambda value: value.pattern + f" {value.status}" if isinstance(value, Fault) else "",
 )
@@ -569,9 +567,9 @@ def test_the_space_gets_exactly_what_it_needs(deployed: Done, server: HubServer,
         "LICENSE",
         "docs/images/photo.png",
         *tracked,
-        *(f"checkpoints/fer2013/{name}" for name in names),
+        *(f"checkpoints/best/{name}" for name in names),
     }
-    assert space.files["checkpoints/fer2013/model.safetensors"] == (trained / "model.safetensors").read_bytes()
+    assert space.files["checkpoints/best/model.safetensors"] == (trained / "model.safetensors").read_bytes()
     assert space.files["app.py"] == (ROOT / "app.py").read_bytes()
 
 
@@ -591,27 +589,27 @@ def test_the_space_runs_with_what_it_got(deployed: Done, server: HubServer, trai
         (tmp_path / name).write_bytes(content)
     program = (
         "import emotion.ui\n"
-        "from emotion.predict import EmotionPredictor\n"
-        "predictor = EmotionPredictor.from_checkpoint()\n"
-        "emotion.ui.build_page(predictor)\n"
-        "print(emotion.__file__, predictor.model.temperature)"
+        "networks = emotion.ui.load_networks()\n"
+        "emotion.ui.build_page(networks)\n"
+        "print(emotion.__file__, *((name, network.predictor.model.temperature) for name, network in networks.items()))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [str(tmp_path / "emotion" / "__init__.py"), "1.25"]
+    assert done.stdout == f"{tmp_path / 'emotion' / '__init__.py'} ('best', 1.25)\n"
 
 
 def test_an_update_mirrors_the_project_and_spares_what_others_added(
     run: Callable[..., Done], server: HubServer, deployed: Done, published: Done
 ) -> None:
     space = server.spaces["anna/demo"]
-    old = {"emotion/old.py": b"", "checkpoints/fer2013/confusion.png.bak": b"", "checkpoints/other/config.json": b"{}"}
+    old = {"emotion/old.py": b"", "checkpoints/best/config.json": b"{}", "checkpoints/other/config.json": b"{}"}
     theirs = {"data/words.txt": b"mine", "packages.txt": b"ffmpeg"}
     space.commits.append(space.files | old | theirs)
-    done = run("emotion", "deploy", "anna/demo", "--checkpoint", "anna/faces")
+    done = run("emotion", "deploy", "anna/demo", "--checkpoint", "anna/faces@main")
     assert done.status == 0
+    assert {name.split("/")[1] for name in space.files if name.startswith("checkpoints/")} == {"faces"}
     assert not old.keys() & space.files.keys()
     assert theirs.items() <= space.files.items()
     assert "deleted   emotion/old.py" in done.out
