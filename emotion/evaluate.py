@@ -6,7 +6,7 @@ The network sees each face once per view: everything else is computed from `comp
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -288,12 +288,12 @@ def save_report(metrics: dict[str, Any], folder: str | Path) -> None:
         plot_reliability(metrics["plain"], reliability_file)
 
 
-def plot_confusion(result: dict[str, Any], file: str | Path) -> None:
+def plot_confusion(result: dict[str, Any], file: str | Path | BinaryIO) -> None:
     """Draw the confusion matrix as a PNG: the share of each true class (row) that was given each answer (column).
 
     Args:
         result: as from `score`, with `split` and `label_set`.
-        file: where the PNG goes, whatever its extension.
+        file: where the PNG goes, whatever its extension, or a binary stream.
     """
     # Imported here because inference and the command line's other uses do without it.
     from matplotlib.figure import Figure
@@ -315,12 +315,12 @@ def plot_confusion(result: dict[str, Any], file: str | Path) -> None:
     figure.savefig(file, format="png", dpi=100)
 
 
-def plot_reliability(result: dict[str, Any], file: str | Path) -> None:
+def plot_reliability(result: dict[str, Any], file: str | Path | BinaryIO) -> None:
     """Draw the reliability diagram as a PNG: accuracy over confidence, and below it the rows of each bin.
 
     Args:
         result: as from `score`, with `split` and `label_set`.
-        file: where the PNG goes, whatever its extension.
+        file: where the PNG goes, whatever its extension, or a binary stream.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter

@@ -23,6 +23,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
+from emotion.ui.about import about_tab
 from emotion.ui.augmentation import augmentation_tab
 from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, SWEEP_SECONDS
 from emotion.ui.look import CSS, PIXELS
@@ -35,6 +36,7 @@ TITLE: Final = "What does this face express?"
 TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dict[str, Component]]]]] = {
     "photo": ("Photo", photo_tab),
     "augmentation": ("Augmentation", augmentation_tab),
+    "about": ("The model", about_tab),
 }
 """Title and content of every tab, by its name in the address; the first one is open at the start."""
 

@@ -85,6 +85,14 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 .steps img, .draws img { width: 144px; height: 144px; image-rendering: pixelated; border-radius: 4px; }
 .draws img { width: 96px; height: 96px; }
 .steps figcaption { font-size: .875rem; line-height: 1.4; margin-top: .25rem; }
+#about-card { max-width: 60rem; }
+#about-card img { max-width: 100%; border-radius: 8px; }
+#about-card .scrolling { overflow-x: auto; }
+#about-card :is(table, tr, th, td) { border: 0; }
+#about-card :is(th, td) { padding: .25rem .625rem .25rem 0; border-bottom: 1px solid var(--border-color-primary);
+  font-size: .875rem; text-align: left; white-space: nowrap; }
+#about-card :is(th, td):first-child { min-width: 6rem; white-space: normal; word-break: normal; }
+#about-card pre, #about-card code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .error { color: var(--error-text-color); }
 .rows.rows { width: 100%; border-collapse: collapse; border: 0; margin-top: .75rem; }
 .rows.rows :is(tr, th, td) { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; border: 0;
