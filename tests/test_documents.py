@@ -289,10 +289,12 @@ def test_every_block_of_the_page_runs(
                     reader.sh(command)
             elif language == "python":
                 reader.program(text, number)
+            elif language == "bash":
+                pass  # A script of other programs: tests/test_ui_augmentation.py runs the one there is.
             elif language == "dockerfile":
                 reader.dockerfile(text)
             else:
-                pytest.fail(f"a block of {page.name} is marked {language!r}; write sh, python or dockerfile.")
+                pytest.fail(f"a block of {page.name} is marked {language!r}; write sh, bash, python or dockerfile.")
         while reader.pages:
             reader.running_page()
             process, _, _ = reader.pages.pop()
