@@ -98,13 +98,13 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 .rows.rows :is(tr, th, td) { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; border: 0;
   white-space: normal; overflow-wrap: anywhere; }
 .rows.rows tr { border-bottom: 1px solid var(--border-color-primary); }
-.rows.rows th { white-space: nowrap; }
+.rows.rows th { min-width: 3rem; }
 .rows.rows td:first-child { min-width: 6rem; }
 .download { text-decoration: underline; }
 #batch-input { margin-top: 1rem; width: fit-content; }
 #batch-result p { margin: 0; }
 #batch-result:has(.progress-text) { min-height: 8rem; }
-.examples .wrap { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(4rem, 1fr)); gap: .375rem; }
+.examples .wrap { display: grid !important; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .375rem; }
 .examples label { flex-direction: column; gap: .25rem; padding: .25rem !important; margin: 0 !important;
   font-size: .8125rem; }
 .examples label:has(:checked) { outline: 2px solid var(--color-accent); }
