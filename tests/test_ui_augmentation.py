@@ -162,6 +162,10 @@ def test_a_link_brings_the_settings_and_each_step_is_shown_on_a_phone(page, crop
     expect(cells.nth(2)).to_contain_text(f"{abs(degrees):.1f}° {'anticlockwise' if degrees > 0 else 'clockwise'}")
     expect(page.get_by_role("status").filter(has_text="One face was found")).to_be_visible()
 
+    # The result is led to, and the sliders stay in sight.
+    expect(cells.first).to_be_in_viewport()
+    page.locator("#augmentation-result .draws img").last.scroll_into_view_if_needed()
+    expect(page.locator("#augmentation-seed")).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     facts = page.locator("#augmentation-result img").evaluate_all(
         "all => all.map(i => [i.alt, getComputedStyle(i).imageRendering, i.naturalWidth, i.clientWidth % 48])"

@@ -19,7 +19,7 @@ from emotion.labels import IMAGE_SIZE
 from emotion.predict import EmotionPredictor
 from emotion.transforms import Normalize, Params, Step, get_enhanced_transforms_grayscale_48
 from emotion.ui.inputs import example_input, photo_input, reason
-from emotion.ui.look import PIXELS, data_url
+from emotion.ui.look import PIXELS, SCROLL_JS, data_url
 from emotion.ui.networks import Network
 
 PIPELINE: Final = get_enhanced_transforms_grayscale_48(training=True)
@@ -75,7 +75,12 @@ def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict
                 strength = gr.Slider(
                     0, 1, 0.5, step=0.05, label="Strength", min_width=140, elem_id="augmentation-strength"
                 )
-            summary = gr.HTML(HINT, js_on_load="element.setAttribute('role', 'status')", elem_id="augmentation-summary")
+            summary = gr.HTML(
+                HINT,
+                js_on_load="element.setAttribute('role', 'status')",
+                elem_id="augmentation-summary",
+                elem_classes="summary",
+            )
             result = gr.HTML(elem_id="augmentation-result")
     # The face stays with the visitor, who sends it along with every change: the server keeps none.
     face = gr.Textbox(visible=False)
@@ -119,7 +124,9 @@ def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict
         return item | {"face": _png(crop), "steps": views, "draws": draws, "error": None}
 
     settings = [seed, strength, steps]
-    photo.change(give, [photo, *settings], [face, summary, result], api_visibility="private", show_progress_on=result)
+    photo.change(
+        give, [photo, *settings], [face, summary, result], api_visibility="private", show_progress_on=result
+    ).then(None, photo, None, js=SCROLL_JS.format(id="augmentation-sliders"), api_visibility="private")
     gr.on(
         [setting.change for setting in settings],
         change,

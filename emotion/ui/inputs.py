@@ -71,6 +71,7 @@ def photo_input(elem_id: str, example: gr.Radio) -> gr.Image:
         # Mirroring would flip the captured pixels, too.
         webcam_options=gr.WebcamOptions(mirror=False),
         elem_id=elem_id,
+        elem_classes="photo-input",
     )
 
     def uploaded_path(payload: ImageData | None) -> str | None:

@@ -24,6 +24,11 @@ SAVE_JS: Final = (
     "(url) => {{ const link = document.createElement('a'); link.href = url; link.download = '{name}'; link.click() }}"
 )
 """Saves a data address that an event hands over as the file `name`."""
+SCROLL_JS: Final = """(photo) => {{
+  const result = document.getElementById("{id}");
+  if (photo && result.getBoundingClientRect().bottom > innerHeight) result.scrollIntoView();
+}}"""
+"""On a phone, the result is below what is seen while a photo is given."""
 
 # At least 3:1 against the cards of both themes, as WCAG 2.2 asks of graphics.
 COLOURS: Final = {
@@ -42,16 +47,16 @@ OTHER_COLOUR: Final = "#0284c7"
 CSS: Final = """
 .dark { --color-accent: var(--primary-400); }
 .html-container { padding: 0 !important; }
-footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-text-color) !important; }
+footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-text-color) !important; }
 .gradio-container :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
-#photo-input img { object-fit: contain !important; }
-#photo-input .icon:not(.selected) { color: var(--body-text-color); }
+.photo-input img { object-fit: contain !important; }
+.photo-input .icon:not(.selected) { color: var(--body-text-color); }
 #intro h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.2; margin: .5rem 0 .25rem; }
 #intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
 #notes { margin-top: 1rem; }
 #notes p { font-size: .9375rem; }
-#photo-summary p, #augmentation-summary p { margin: 0; font-size: 1.125rem; line-height: 1.5; }
-#photo-summary .error, #augmentation-summary .error { border-left: 4px solid #dc2626; padding-left: .75rem; }
+.summary p { margin: 0; font-size: 1.125rem; line-height: 1.5; }
+.summary .error { border-left: 4px solid #dc2626; padding-left: .75rem; }
 .photo { position: relative; overflow: hidden; border-radius: 8px; width: fit-content; margin: 0 auto 1rem; }
 .photo img { display: block; max-width: 100%; max-height: 36vh; }
 .box { position: absolute; border: 2px solid #fff; outline: 2px solid #111; border-radius: 2px; }
@@ -76,6 +81,8 @@ footer, footer button, #photo-input .or, #photo-input .wrap { color: var(--body-
 .face figure { width: 9rem; margin: 0; }
 .face figure img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 4px; }
 .face figcaption { margin-top: .375rem; font-size: .875rem; line-height: 1.4; }
+/* Hidden, as gradio has it, would keep the sliders from staying in sight. */
+.gradio-container { overflow: clip !important; }
 #augmentation-sliders { position: sticky; top: 0; z-index: 1; }
 #augmentation-result h2 { font-size: 1.25rem; font-weight: 650; margin: 0 0 .5rem; }
 #augmentation-result p { max-width: 68ch; margin: 0 0 .75rem; line-height: 1.5; }

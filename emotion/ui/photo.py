@@ -14,15 +14,10 @@ from PIL import Image
 from emotion.faces import open_image
 from emotion.predict import Prediction
 from emotion.ui.inputs import example_input, photo_input, photos_input, reason
-from emotion.ui.look import SAVE_JS, answer, card, data_url, download, picture, poster, table
+from emotion.ui.look import SAVE_JS, SCROLL_JS, answer, card, data_url, download, picture, poster, table
 from emotion.ui.networks import Network
 
 HINT: Final = "<p>The result appears here.</p>"
-SCROLL_JS: Final = """(photo) => {
-  const summary = document.getElementById("photo-summary");
-  if (photo && summary.getBoundingClientRect().bottom > innerHeight) summary.scrollIntoView();
-}"""
-"""On a phone, the result is below what is seen while a photo is given."""
 MAX_PHOTOS: Final = 50
 """Photos that are taken at once: on two cores they are done long before the first of them is deleted."""
 
@@ -43,6 +38,7 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
                 # The live region must be there before what it announces.
                 js_on_load="element.setAttribute('role', 'status')",
                 elem_id="photo-summary",
+                elem_classes="summary",
             )
             whole = gr.Button("Treat the whole picture as a face", size="md", visible=False, elem_id="photo-whole")
             with gr.Row(visible=False, elem_id="photo-tools") as tools:
@@ -88,7 +84,9 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
 
     given, shown = [network, photo, evidence], [summary, result, whole, tools, is_whole]
     private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": result}
-    photo.change(show, given, shown, **private).then(None, photo, None, js=SCROLL_JS, api_visibility="private")
+    photo.change(show, given, shown, **private).then(
+        None, photo, None, js=SCROLL_JS.format(id="photo-summary"), api_visibility="private"
+    )
     whole.click(show_whole, given, shown, **private)
     gr.on([network.change, evidence.input], show, [*given, is_whole], shown, **private)
     save.click(draw, [network, photo, is_whole], drawn, **private).success(
