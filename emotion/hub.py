@@ -20,6 +20,7 @@ from huggingface_hub import (
     SpaceHardware,
     get_token,
 )
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from emotion.checkpoint import METADATA, hub_problem, is_hub_id, load_checkpoint, load_metadata, locate
@@ -346,8 +347,11 @@ def _checkpoint_files(checkpoint: str | Path) -> Files:
     for name in CHECKPOINT_FILES[2:]:
         try:
             files[name] = locate(checkpoint, name)
-        except FileNotFoundError:
-            continue
+        except FileNotFoundError as error:
+            # A Hub that does not answer has not said that the file is not there, and leaving it out would delete it.
+            cause = error.__cause__
+            if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError | None):
+                raise
     return files
 
 

@@ -344,6 +344,20 @@ def test_a_push_that_fails_half_way_loses_nothing_and_can_be_repeated(
     assert run("load", "anna/unlucky").out == "1.25\n"
 
 
+@pytest.mark.parametrize("status", [403, 429, 503, None])
+def test_a_hub_that_does_not_answer_costs_no_file(
+    run: Callable[..., Done], server: HubServer, published: Done, status: int | None
+) -> None:
+    files = server.models["anna/faces"].files
+    for name in ("source", "target"):
+        server.models[f"anna/{name}{status}"] = Repository(commits=[dict(files)])
+    server.faults.append(Fault(f"anna/source{status}/resolve/main/metrics.json", status, times=99))
+    one_line(
+        run("emotion", "push", f"anna/source{status}", f"anna/target{status}"), f"'anna/source{status}'", "on the Hub"
+    )
+    assert server.models[f"anna/target{status}"].files == files
+
+
 def test_short_faults_are_sat_out(run: Callable[..., Done], server: HubServer, trained: Path) -> None:
     server.large.clear()
     server.faults += [Fault("PUT /large", None), Fault("preupload", 503), Fault("batch", 500)]
