@@ -4,6 +4,7 @@ What a repository holds changes in one commit, so that a push that was cut half-
 repeated one sends only what the Hub has not yet.
 """
 
+import sys
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -326,7 +327,8 @@ def _dict(content: Any, key: str) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Python's JSON also has NaN, Infinity and whole numbers of any length.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _percent(value: Any) -> str:
