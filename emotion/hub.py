@@ -25,6 +25,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from emotion.checkpoint import METADATA, hub_problem, is_hub_id, load_checkpoint, load_metadata, locate
+from emotion.data import SPLIT_NAMES
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
 from emotion.predict import DEFAULT_CHECKPOINT
@@ -221,6 +222,7 @@ def model_card(
         epochs=len(history) if isinstance(history, list) else 0,
         settings=_table(("setting", "value"), config.items(), "The checkpoint does not say how it was trained."),
         measured=bool(results),
+        split_kind=next((names[0] for names in SPLIT_NAMES if str(plain.get("split")).lower() in names), None),
         figures=_figures(results),
         per_class=_per_class(plain),
         confusion=_confusion(plain),

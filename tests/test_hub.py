@@ -532,6 +532,16 @@ def test_what_the_checkpoint_does_not_know_is_not_measured(metrics: Any) -> None
     assert "FER2013" not in card.text and ".png" not in card.text
 
 
+@pytest.mark.parametrize(
+    ("split", "kind"),
+    [("PublicTest", "validation"), ("10% held out", "validation"), ("PrivateTest", "test"), ("test", "test")]
+    + [("Training", "training")],
+)
+def test_the_card_says_what_kind_of_split_was_measured(split: str, kind: str) -> None:
+    text = model_card(EmotionCNN(), "bob/mine", metrics={"plain": RESULT | {"split": split}}).text
+    assert re.findall(r"\*\*(\w+) figures", text) == [kind]
+
+
 def test_figures_on_ones_own_folders_do_not_claim_fer2013() -> None:
     result = RESULT | {"split": "validation"}
     card = model_card(EmotionCNN(), "bob/mine", metrics={"plain": result})
