@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             print(push(options.output, options.push_to_hub))
         except (ValueError, OSError) as error:
-            again = f"python -m emotion push {options.output} {options.push_to_hub}"
+            again = shlex.join(["python", "-m", "emotion", "push", str(options.output), options.push_to_hub])
             print(f"train.py: the network is in {options.output}, but {error} Repeat: {again}", file=sys.stderr)
             return 1
     return 0

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -729,11 +730,11 @@ def test_training_can_end_on_the_hub(run: Callable[..., Done], server: HubServer
 def test_a_training_whose_push_fails_is_not_lost(
     run: Callable[..., Done], server: HubServer, faces: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "run"
+    output = tmp_path / "my run"
     done = run("train", "--data", faces, "--output", output, *TINY, "--push-to-hub", "anna/late", token=READ)
     assert done.status == 1
     (line,) = [line for line in done.err.splitlines() if line.startswith("train.py:")]
-    command = f"python -m emotion push {output} anna/late"
+    command = f"python -m emotion push '{output}' anna/late"
     assert f"the network is in {output}" in line and "lacks the permission" in line and line.endswith(command)
-    assert run("emotion", *command.split()[3:]).status == 0
+    assert run("emotion", *shlex.split(command)[3:]).status == 0
     assert "model.safetensors" in server.models["anna/late"].files
