@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -344,6 +345,10 @@ def hub_problem(error: BaseException) -> str:
     """
     while not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OfflineModeIsEnabled):
+        return "nothing was asked, since HF_HUB_OFFLINE is set; unset it"
+    if isinstance(error, UnicodeError):  # of the header with the token
+        return "the token cannot be sent, since it holds letters that no token has; run `hf auth login` again"
     if not isinstance(error, HfHubHTTPError):
         return f"no usable answer came ({type(error).__name__}); check the connection and try again"
     status = error.response.status_code

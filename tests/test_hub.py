@@ -419,6 +419,7 @@ def test_loading_says_what_is_wrong(
         (("anna/none",), WRITE, "no such repository is visible; check the name"),
         (("runs/bset",), None, "no local folder or file is named 'runs/bset', and on the Hub no such repository"),
         (("anna/fresh",), UNKNOWN, "the token is not accepted; run `hf auth login` again, or correct HF_TOKEN"),
+        (("anna/fresh",), "hf_\u00fcWrite", "the token cannot be sent, since it holds letters that no token has"),
         (("anna/gated",), WRITE, "gated; ask for access"),
         (("anna/faces@v9",), WRITE, "that repository has no revision 'v9'"),
         (("anna/faces@",), WRITE, "'anna/faces@' does not exist"),
@@ -455,6 +456,14 @@ def test_offline_the_message_is_clear(run: Callable[..., Done], server: HubServe
     done = run("load", "anna/offline")
     assert done.err.splitlines()[-1].endswith("; check the connection and try again.")
     assert "on the Hub no usable answer came" in done.err
+
+
+def test_the_offline_switch_is_named(server: HubServer, tmp_path: Path) -> None:
+    program = "import sys\nfrom emotion.checkpoint import load_checkpoint\n"
+    program += "try: load_checkpoint('anna/none')\nexcept FileNotFoundError as error: print(error)"
+    variables = environment(server, tmp_path) | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert "on the Hub nothing was asked, since HF_HUB_OFFLINE is set" in done.stdout
 
 
 # --- The model card
