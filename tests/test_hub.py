@@ -529,7 +529,14 @@ def test_the_card_carries_the_checkpoints_own_figures(published: Done, server: H
         },
         {"plain": {"split": 3, "rows": None, "interval": None, "confusion": 7, "labels": "ab", "per_class": []}},
         {"robustness": {"accuracy": {"blur": [None, "x"], "noise": []}}, "clear_answer": {"threshold": True}},
-        {"plain": {"accuracy": float("nan"), "ece": float("inf"), "balanced_accuracy": 10**400, "interval": [-1e999, 1]}},
+        {
+            "plain": {
+                "accuracy": float("nan"),
+                "ece": float("inf"),
+                "balanced_accuracy": 10**400,
+                "interval": [-1e999, 1],
+            }
+        },
     ],
 )
 def test_what_the_checkpoint_does_not_know_is_not_measured(metrics: Any) -> None:
@@ -544,8 +551,7 @@ def test_what_the_checkpoint_does_not_know_is_not_measured(metrics: Any) -> None
 
 @pytest.mark.parametrize(
     ("split", "kind"),
-    [("PublicTest", "validation"), ("10% held out", "validation"), ("PrivateTest", "test"), ("test", "test")]
-    + [("Training", "training")],
+    [("PublicTest", "validation"), ("10% held out", "validation"), ("PrivateTest", "test"), ("Training", "training")],
 )
 def test_the_card_says_what_kind_of_split_was_measured(split: str, kind: str) -> None:
     text = model_card(EmotionCNN(), "bob/mine", metrics={"plain": RESULT | {"split": split}}).text
