@@ -220,6 +220,7 @@ def model_card(
         fer2013=fer2013,
         ferplus=ferplus,
         epochs=len(history) if isinstance(history, list) else 0,
+        start_from=config.get("start_from"),
         settings=_table(("setting", "value"), config.items(), "The checkpoint does not say how it was trained."),
         measured=bool(results),
         split_kind=next((names[0] for names in SPLIT_NAMES if str(plain.get("split")).lower() in names), None),
@@ -374,10 +375,10 @@ def _space_files(space_id: str, checkpoint: str | Path) -> Files:
     if missing:
         raise FileNotFoundError(f"{ROOT} has no {missing[0]}; deploy from a whole copy of the project.")
     card = SpaceCard((ROOT / "README.md").read_text("utf-8"))
-    # Here it is a path within the project, but the Hub wants an address.
-    thumbnail = card.data["thumbnail"]
-    files[thumbnail] = ROOT / thumbnail
-    card.data["thumbnail"] = f"{HfApi().endpoint}/spaces/{space_id}/resolve/main/{thumbnail}"
+    thumbnail = card.data.get("thumbnail")
+    if thumbnail and (ROOT / thumbnail).is_file():  # the Hub wants an address instead
+        files[thumbnail] = ROOT / thumbnail
+        card.data["thumbnail"] = f"{HfApi().endpoint}/spaces/{space_id}/resolve/main/{thumbnail}"
     if published:
         card.data["models"] = [published]
     files["README.md"] = str(card).encode()
