@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import traditional
-from emotion.checkpoint import atomic_write
+from emotion.checkpoint import atomic_write, load_metadata
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
+from emotion.predict import DEFAULT_CHECKPOINT
 from emotion.trainer import RECIPES, TrainingConfig
 from emotion.transforms import GrayscaleNoise, Normalize, ToTensor, get_enhanced_transforms_grayscale_48
 
@@ -42,6 +43,12 @@ NOTES: Final[dict[type[nn.Module], str]] = {
 """How a layer is called; one that is missing here fails."""
 ROW_STARTS: Final = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 """The other layers stand in the row of the last of these."""
+
+VIEWS: Final = {
+    "plain": "one view (what the page and the command line use)",
+    "tta": "mean of the face and its mirror image (`--tta`, twice the work)",
+    "unseen": "one view, without the faces that also stand in Training",
+}
 
 
 @dataclasses.dataclass
@@ -153,11 +160,47 @@ def comparison_table() -> str:
     return traditional.table(json.loads(traditional.RESULTS.read_text()))
 
 
+def figures() -> str:
+    """What `python -m emotion evaluate --full` has written into the shipped checkpoint."""
+    metrics = load_metadata(DEFAULT_CHECKPOINT, "metrics")
+    lines = [
+        f"| {metrics['plain']['split']} | rows | top-1 accuracy | 95% interval | calibration error (ECE) |",
+        "|---|---|---|---|---|",
+    ]
+    for key, name in VIEWS.items():
+        row = metrics[key]
+        between = "{:.1%} to {:.1%}".format(*row["interval"])
+        lines.append(f"| {name} | {row['rows']:,} | {row['accuracy']:.1%} | {between} | {row['ece']:.1%} |")
+    recall = sorted(((row["recall"], label) for label, row in metrics["plain"]["per_class"].items()), reverse=True)
+    lines += ["", f"Recall, one view: {', '.join(f'{label} {share:.0%}' for share, label in recall)}."]
+    clear = metrics["clear_answer"]
+    lines += [
+        "",
+        f"An answer is called clear from a probability of {clear['threshold']:.0%} on: that is {clear['share']:.0%} of "
+        f"the faces, of which {clear['accuracy']:.0%} are right.",
+    ]
+    return "\n".join(lines)
+
+
+def robustness_table() -> str:
+    """Accuracy of the shipped checkpoint on faces made worse, with the severities in the units of the module."""
+    robustness = load_metadata(DEFAULT_CHECKPOINT, "metrics")["robustness"]
+    lines = ["| | mild | middle | strong |", "|---|---|---|---|"]
+    for name, shares in robustness["accuracy"].items():
+        cells = zip(shares, robustness["severities"][name], strict=True)
+        lines.append(f"| {name} | {' | '.join(f'{share:.1%} ({severity:g})' for share, severity in cells)} |")
+    return "\n".join(
+        [*lines, "", f"Top-1 accuracy on {robustness['rows']:,} rows of {robustness['split']}, one view (severity)."]
+    )
+
+
 SECTIONS: Final[dict[str, Callable[[], str]]] = {
     "layers": layer_table,
     "steps": step_table,
     "recipes": recipe_table,
     "comparison": comparison_table,
+    "figures": figures,
+    "robustness": robustness_table,
 }
 
 
