@@ -48,6 +48,9 @@ NOT_RUN = {
     "python train.py --data fer2013.csv --transfer vgg16 --unfreeze-every 3 --output runs/transfer": (
         "needs ImageNet weights, a download of 528 MB; tests/test_transfer.py and test_trainer.py use random ones"
     ),
+    "python -m emotion examples --data fer2013.csv --votes fer2013new.csv": (
+        "needs 40 faces of each emotion; tests/test_examples.py draws them and runs it"
+    ),
     "python -m benchmarks.traditional --write": "takes minutes and 5 GB; tests/test_benchmarks.py runs its parts",
     "docker build --tag emotion .": "needs Docker; the dockerfile's COPY and CMD are tried without it",
     "docker run --publish 7860:7860 emotion": "needs Docker",
