@@ -26,6 +26,7 @@ from gradio.components import Component
 from emotion.ui.about import about_tab
 from emotion.ui.augmentation import augmentation_tab
 from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, SWEEP_SECONDS
+from emotion.ui.live import live_tab
 from emotion.ui.look import CSS, PIXELS
 from emotion.ui.networks import Network, load_networks
 from emotion.ui.photo import photo_tab
@@ -35,6 +36,7 @@ __all__ = ["LAUNCH_OPTIONS", "build_page", "load_networks"]
 TITLE: Final = "What does this face express?"
 TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dict[str, Component]]]]] = {
     "photo": ("Photo", photo_tab),
+    "live": ("Live", live_tab),
     "augmentation": ("Augmentation", augmentation_tab),
     "about": ("The model", about_tab),
 }
