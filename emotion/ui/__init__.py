@@ -104,7 +104,7 @@ def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
         shared: dict[str, Component] = {"network": network} if len(networks) > 1 else {}
         linked: dict[str, dict[str, Component]] = {}
         opened = {}
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for name, (title, fill) in TABS.items():
                 with gr.Tab(title, id=name) as tab:
                     linked[name] = shared | fill(networks, network)

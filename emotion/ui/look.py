@@ -56,6 +56,7 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .gradio-container :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 .photo-input img { object-fit: contain !important; }
 .photo-input .icon:not(.selected) { color: var(--body-text-color); }
+@media (max-width: 640px) { #tabs [role=tab] { padding: 0 .5rem; } }
 #intro h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.2; margin: .5rem 0 .25rem; }
 #intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
 #notes { margin-top: 1rem; }
