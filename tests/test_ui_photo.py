@@ -155,7 +155,7 @@ def test_paste_and_snapshot_are_answered_like_an_upload(page, page_predictor, ph
     expect(page.locator("#photo-result .face")).to_have_count(0)
 
     page.locator("#photo-input button[aria-label='Capture from camera']").click()
-    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#photo-input").get_by_text("Click to Access Webcam").click()
     page.locator("#photo-input button[aria-label='capture photo']").click()
     expect(page.locator("#photo-result .face")).to_have_count(1)
     # The camera's picture is not mirrored: the flag stays on the left of the face.

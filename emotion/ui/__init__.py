@@ -26,6 +26,7 @@ from gradio.components import Component
 from emotion.ui.about import about_tab
 from emotion.ui.augmentation import augmentation_tab
 from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, SWEEP_SECONDS
+from emotion.ui.live import live_tab
 from emotion.ui.look import CSS, PIXELS
 from emotion.ui.networks import Network, load_networks
 from emotion.ui.photo import photo_tab
@@ -35,6 +36,7 @@ __all__ = ["LAUNCH_OPTIONS", "build_page", "load_networks"]
 TITLE: Final = "What does this face express?"
 TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dict[str, Component]]]]] = {
     "photo": ("Photo", photo_tab),
+    "live": ("Live", live_tab),
     "augmentation": ("Augmentation", augmentation_tab),
     "about": ("The model", about_tab),
 }
@@ -102,7 +104,7 @@ def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
         shared: dict[str, Component] = {"network": network} if len(networks) > 1 else {}
         linked: dict[str, dict[str, Component]] = {}
         opened = {}
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for name, (title, fill) in TABS.items():
                 with gr.Tab(title, id=name) as tab:
                     linked[name] = shared | fill(networks, network)

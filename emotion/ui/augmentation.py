@@ -1,6 +1,5 @@
 """The Augmentation tab: a face through the eleven training steps, by the code that training runs."""
 
-import base64
 import math
 from collections.abc import Collection, Mapping
 from html import escape
@@ -18,7 +17,7 @@ from emotion.faces import crop_whole, open_image
 from emotion.labels import IMAGE_SIZE
 from emotion.predict import EmotionPredictor
 from emotion.transforms import Normalize, Params, Step, get_enhanced_transforms_grayscale_48
-from emotion.ui.inputs import example_input, photo_input, reason
+from emotion.ui.inputs import example_input, open_data_url, photo_input, reason
 from emotion.ui.look import PIXELS, SCROLL_JS, data_url
 from emotion.ui.networks import Network
 
@@ -98,7 +97,7 @@ def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict
         if not face:
             return ""
         try:
-            crop = crop_whole(open_image(base64.b64decode(face.partition(",")[2])))
+            crop = crop_whole(open_data_url(face))
         except ValueError as error:
             raise gr.Error(str(error)) from None
         return _show(crop, seed, strength, steps)

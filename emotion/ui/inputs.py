@@ -1,5 +1,6 @@
 """What visitors give: pictures of their own, which only this machine reads, or one of the examples."""
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from gradio.components.file import ListFiles
 from gradio.data_classes import ImageData
 from PIL import Image
 
+from emotion.faces import open_image
 from emotion.labels import FERPLUS_LABELS
 from emotion.ui.look import data_url
 
@@ -17,6 +19,8 @@ SWEEP_SECONDS: Final = 60
 KEEP_SECONDS: Final = 180
 """Once a minute, uploads older than three minutes are deleted."""
 FORGOTTEN_MINUTES: Final = (SWEEP_SECONDS + KEEP_SECONDS) // 60
+FRAME_CONSTRAINTS: Final = {"width": {"ideal": 640}, "height": {"ideal": 480}, "facingMode": "user"}
+"""What is asked of the camera: no more pixels than the search for faces uses."""
 EXAMPLES: Final = {
     name: file
     for name in FERPLUS_LABELS
@@ -87,6 +91,38 @@ def photo_input(elem_id: str, example: gr.Radio) -> gr.Image:
     example.change(put, [example, photo], photo, api_visibility="private", show_progress="hidden")
     gr.on([photo.input, photo.clear], None, None, example, js="() => null", api_visibility="private")
     return photo
+
+
+def camera_input(elem_id: str) -> gr.Image:
+    """A camera that streams frames, as RGB images as its owner sees them: mirrored.
+
+    No frame touches the disk, and none that is a file already is read.
+    """
+    camera = gr.Image(
+        label="Your camera",
+        sources=["webcam"],
+        streaming=True,
+        buttons=[],
+        # Mirrors what is shown and what is sent alike, so that a box on the frame fits what its owner sees.
+        webcam_options=gr.WebcamOptions(mirror=True, constraints={"video": FRAME_CONSTRAINTS}),
+        elem_id=elem_id,
+    )
+
+    def frame(payload: ImageData | None) -> Image.Image | None:
+        if payload is None or payload.url is None:
+            return None
+        try:
+            return open_data_url(payload.url)
+        except ValueError as error:
+            raise gr.Error(str(error)) from None
+
+    camera.preprocess = frame
+    return camera
+
+
+def open_data_url(url: str) -> Image.Image:
+    """The picture that an address holds; errors are those of `emotion.faces.open_image`."""
+    return open_image(base64.b64decode(url.partition(",")[2]))
 
 
 def photos_input(label: str, elem_id: str) -> gr.UploadButton:

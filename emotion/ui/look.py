@@ -3,13 +3,14 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape, unescape
 from typing import Final
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from emotion.follow import TIMELINE_SECONDS, Sample
 from emotion.labels import IMAGE_SIZE
 from emotion.predict import Prediction
 
@@ -20,6 +21,10 @@ SMALLEST_SIDE: Final = 240
 """Longest side of a smaller picture in the result, in pixels."""
 EVIDENCE_SIDE: Final = 288
 EVIDENCE_COLOUR: Final = "#ff6a00"
+WIDTH: Final = 300
+"""Of the timeline, in its own units; it is 100 high."""
+GAP_SECONDS: Final = 2
+"""Times without a face that are longer interrupt the timeline."""
 SAVE_JS: Final = (
     "(url) => {{ const link = document.createElement('a'); link.href = url; link.download = '{name}'; link.click() }}"
 )
@@ -51,6 +56,7 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .gradio-container :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 .photo-input img { object-fit: contain !important; }
 .photo-input .icon:not(.selected) { color: var(--body-text-color); }
+@media (max-width: 640px) { #tabs [role=tab] { padding: 0 .5rem; } }
 #intro h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.2; margin: .5rem 0 .25rem; }
 #intro p, #notes p { max-width: 68ch; margin: 0 0 .5rem; line-height: 1.5; }
 #notes { margin-top: 1rem; }
@@ -100,6 +106,22 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
   font-size: .875rem; text-align: left; white-space: nowrap; }
 #about-card :is(th, td):first-child { min-width: 6rem; white-space: normal; word-break: normal; }
 #about-card pre, #about-card code { white-space: pre-wrap; overflow-wrap: anywhere; }
+#live-stage { position: relative; gap: 0; }
+#live-camera { min-height: 240px; }
+#live-camera video { height: auto; object-fit: contain; }
+#live-boxes { position: absolute; top: 1px; left: 1px; width: calc(100% - 2px) !important; pointer-events: none; }
+.overlay { position: relative; overflow: hidden; }
+.overlay .number { position: absolute; }
+#live-help p { margin: 0 0 .25rem; line-height: 1.5; }
+#live-result .rate { margin: 0 0 .75rem; font-variant-numeric: tabular-nums; }
+.timeline { margin: 1rem 0 0; }
+.timeline svg { display: block; width: 100%; height: 9rem; margin: .375rem 0 .25rem; fill: none; stroke-width: 2px;
+  background: var(--background-fill-primary); border: 1px solid var(--border-color-primary); border-radius: 4px; }
+.timeline path { vector-effect: non-scaling-stroke; stroke-linejoin: round; }
+.timeline p { display: flex; justify-content: space-between; margin: 0 0 .5rem; font-size: .875rem; }
+.timeline ul { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 0; padding: 0;
+  font-size: .875rem; }
+.timeline .bar { display: inline-block; width: .75rem; height: .75rem; border-radius: 3px; margin-right: .375rem; }
 .error { color: var(--error-text-color); }
 .rows.rows { width: 100%; border-collapse: collapse; border: 0; margin-top: .75rem; }
 .rows.rows :is(tr, th, td) { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; border: 0;
@@ -143,30 +165,33 @@ def answer(face: Prediction, threshold: float) -> str:
 
 def picture(photo: Image.Image, faces: Sequence[Prediction]) -> str:
     """The photo with a numbered box around each face, as HTML without a file of its own."""
-    boxes = ""
-    for number, face in enumerate(faces, 1):
-        x, y, width, height = (
-            f"{100 * pixels / side:.2f}%" for pixels, side in zip(face.box, photo.size * 2, strict=True)
-        )
+    alternative = f"Your photo with a numbered box around {'the face' if len(faces) == 1 else 'each face'}"
+    shown, numbered = data_url(_shown(photo), "JPEG"), boxes(dict(enumerate(faces, 1)), photo.size)
+    return f'<div class="photo"><img src="{shown}" alt="{alternative}">{numbered}</div>'
+
+
+def boxes(faces: Mapping[int, Prediction], size: tuple[int, int]) -> str:
+    """A numbered box around each face as HTML, to be laid over a picture whose width and height are `size` pixels."""
+    html = ""
+    for number, face in faces.items():
+        x, y, width, height = (f"{100 * pixels / side:.2f}%" for pixels, side in zip(face.box, size * 2, strict=True))
         # The number stands on the box, but never beyond the picture.
         left, top = f"max(0px, min({x} - 2px, 100% - 1.5rem))", f"max(0px, {y} - 1.5rem)"
-        boxes += (
+        html += (
             f'<span class="box" style="left:{x};top:{y};width:{width};height:{height}"></span>'
             f'<b class="number" style="left:{left};top:{top}" aria-hidden="true">{number}</b>'
         )
-    alternative = f"Your photo with a numbered box around {'the face' if len(faces) == 1 else 'each face'}"
-    shown = data_url(_shown(photo), "JPEG")
-    return f'<div class="photo"><img src="{shown}" alt="{alternative}">{boxes}</div>'
+    return html
 
 
-def card(number: int, face: Prediction, threshold: float, evidence: np.ndarray | None = None) -> str:
-    """One face as HTML: the answer, a bar for every probability in the network's order, and what the network saw.
+def card(number: int, face: Prediction, threshold: float, figures: str = "") -> str:
+    """One face as HTML: the answer, and a bar for every probability in the network's order.
 
     Args:
         number: as on the picture.
         face: the face.
         threshold: that of `candidates`.
-        evidence: float (48, 48) in [0, 1], shown over the face.
+        figures: what stands beside the bars, see `seen`.
     """
     names = candidates(face, threshold)
     if len(names) == 1:
@@ -179,6 +204,14 @@ def card(number: int, face: Prediction, threshold: float, evidence: np.ndarray |
         f'</span></span><span class="share">{percent(p)}</span></li>'
         for name, p in face.probabilities.items()
     )
+    return (
+        f'<section class="face"><h2><span class="number">{number}</span><span>{title}</span></h2>'
+        f'<div class="body"><ol>{bars}</ol>{figures}</div></section>'
+    )
+
+
+def seen(number: int, face: Prediction, evidence: np.ndarray | None = None) -> str:
+    """What the network saw of a face, as HTML; `evidence`, float (48, 48) in [0, 1], is shown over it."""
     figures = _figure(
         Image.fromarray(face.crop),
         f"Face {number} as the network saw it",
@@ -187,10 +220,7 @@ def card(number: int, face: Prediction, threshold: float, evidence: np.ndarray |
     if evidence is not None:
         caption = f"Where the evidence for {escape(face.emotion)} lies: the stronger the orange, the more"
         figures += _figure(_tinted(face.crop, evidence), f"Face {number} under a map of the evidence", caption)
-    return (
-        f'<section class="face"><h2><span class="number">{number}</span><span>{title}</span></h2>'
-        f'<div class="body"><ol>{bars}</ol><div class="figures">{figures}</div></div></section>'
-    )
+    return f'<div class="figures">{figures}</div>'
 
 
 def _figure(image: Image.Image, alternative: str, caption: str) -> str:
@@ -272,6 +302,43 @@ def _numbered(
     pen.rectangle((x, y, end, y + 34), "#111", "#fff", 2)
     pen.text(((x + end) / 2, y + 17), str(number), "#fff", font, anchor="mm")
     return end
+
+
+def timeline(samples: Sequence[Sample], labels: Sequence[str]) -> str:
+    """The last seconds of a face as HTML: a line for every probability, and in words what it was on average.
+
+    Args:
+        samples: from the oldest to the newest, whose time is the right edge.
+        labels: the classes, in the network's order.
+    """
+    lines, averages = "", dict.fromkeys(labels, 0.0)
+    for name in labels:
+        path, before = "", None
+        for sample in samples:
+            x = WIDTH * (1 - (samples[-1].time - sample.time) / TIMELINE_SECONDS)
+            y = 100 * (1 - sample.probabilities[name])
+            # Another face, or a time without any, interrupts the line.
+            apart = before is None or before.number != sample.number or sample.time - before.time > GAP_SECONDS
+            path += f"{'M' if apart else 'L'}{x:.1f} {y:.1f}" + ("h.1" if apart else "")
+            averages[name] += sample.probabilities[name] / len(samples)
+            before = sample
+        lines += f'<path d="{path}" stroke="{COLOURS.get(name, OTHER_COLOUR)}"><title>{escape(name)}</title></path>'
+    words = "No face yet"
+    if samples:
+        first, second = sorted(averages, key=averages.__getitem__, reverse=True)[:2]
+        words = (
+            f"In the last {max(1, round(samples[-1].time - samples[0].time))} seconds: on average {escape(first)} "
+            f"{percent(averages[first])}, {escape(second)} {percent(averages[second])}"
+        )
+    key = "".join(
+        f'<li><span class="bar" style="background:{COLOURS.get(name, OTHER_COLOUR)}"></span>{escape(name)}</li>'
+        for name in labels
+    )
+    return (
+        f'<figure class="timeline"><figcaption>{words}</figcaption><svg role="img" aria-label="{words}" '
+        f'viewBox="0 0 {WIDTH} 100" preserveAspectRatio="none">{lines}</svg>'
+        f"<p><span>{TIMELINE_SECONDS} s ago</span><span>now</span></p><ul>{key}</ul></figure>"
+    )
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from emotion.faces import open_image
 from emotion.predict import Prediction
 from emotion.ui.inputs import example_input, photo_input, photos_input, reason
-from emotion.ui.look import SAVE_JS, SCROLL_JS, answer, card, data_url, download, picture, poster, table
+from emotion.ui.look import SAVE_JS, SCROLL_JS, answer, card, data_url, download, picture, poster, seen, table
 from emotion.ui.networks import Network
 
 HINT: Final = "<p>The result appears here.</p>"
@@ -111,7 +111,7 @@ def _show(network: Network, path: str | None, evidence: bool, is_whole: bool) ->
         return "<p>No face was found in this picture.</p>", "", visible, hidden
     maps = [network.predictor.evidence(face.crop, face.emotion) if evidence else None for face in faces]
     cards = "".join(
-        card(number, face, network.threshold, map)
+        card(number, face, network.threshold, seen(number, face, map))
         for number, (face, map) in enumerate(zip(faces, maps, strict=True), 1)
     )
     return (
