@@ -18,7 +18,7 @@ from emotion.labels import IMAGE_SIZE
 from emotion.predict import EmotionPredictor
 from emotion.transforms import Normalize, Params, Step, get_enhanced_transforms_grayscale_48
 from emotion.ui.inputs import example_input, open_data_url, photo_input, reason
-from emotion.ui.look import PIXELS, SCROLL_JS, data_url
+from emotion.ui.look import PIXELS, SCROLL_JS, announced, data_url
 from emotion.ui.networks import Network
 
 PIPELINE: Final = get_enhanced_transforms_grayscale_48(training=True)
@@ -74,12 +74,7 @@ def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict
                 strength = gr.Slider(
                     0, 1, 0.5, step=0.05, label="Strength", min_width=140, elem_id="augmentation-strength"
                 )
-            summary = gr.HTML(
-                HINT,
-                js_on_load="element.setAttribute('role', 'status')",
-                elem_id="augmentation-summary",
-                elem_classes="summary",
-            )
+            summary = announced(HINT, "augmentation-summary", "summary")
             result = gr.HTML(elem_id="augmentation-result")
     # The face stays with the visitor, who sends it along with every change: the server keeps none.
     face = gr.Textbox(visible=False)

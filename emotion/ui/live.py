@@ -12,7 +12,7 @@ from PIL import Image
 
 from emotion.follow import FaceFollower
 from emotion.ui.inputs import camera_input
-from emotion.ui.look import boxes, candidates, card, timeline
+from emotion.ui.look import announced, boxes, candidates, card, timeline
 from emotion.ui.networks import Network
 
 FRAME_SECONDS: Final = 0.1
@@ -100,12 +100,7 @@ def live_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, Co
                 overlay = gr.HTML(elem_id="live-boxes")
             gr.HTML(HELP, js_on_load=HELP_JS, elem_id="live-help")
         with gr.Column(scale=3, min_width=300):
-            summary = gr.HTML(
-                HINT,
-                js_on_load="element.setAttribute('role', 'status')",
-                elem_id="live-summary",
-                elem_classes="summary",
-            )
+            summary = announced(HINT, "live-summary", "summary")
             result = gr.HTML(elem_id="live-result")
     session = gr.State()
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape, unescape
 from typing import Final
 
+import gradio as gr
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -142,6 +143,13 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .examples label input { position: absolute; opacity: 0; }
 .examples label:has(:focus-visible) { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 """
+
+
+def announced(html: str | None, elem_id: str, elem_classes: str | None = None) -> gr.HTML:
+    """A place for HTML whose changes screen readers read out; arguments are those of `gr.HTML`."""
+    # The live region must be there before what it announces.
+    role = "element.setAttribute('role', 'status')"
+    return gr.HTML(html, js_on_load=role, elem_id=elem_id, elem_classes=elem_classes)
 
 
 def percent(probability: float) -> str:

@@ -14,7 +14,19 @@ from PIL import Image
 from emotion.faces import open_image
 from emotion.predict import Prediction
 from emotion.ui.inputs import example_input, photo_input, photos_input, reason
-from emotion.ui.look import SAVE_JS, SCROLL_JS, answer, card, data_url, download, picture, poster, seen, table
+from emotion.ui.look import (
+    SAVE_JS,
+    SCROLL_JS,
+    announced,
+    answer,
+    card,
+    data_url,
+    download,
+    picture,
+    poster,
+    seen,
+    table,
+)
 from emotion.ui.networks import Network
 
 HINT: Final = "<p>The result appears here.</p>"
@@ -33,20 +45,14 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
             photo = photo_input("photo-input", example)
             example.render()
         with gr.Column(scale=3, min_width=300):
-            summary = gr.HTML(
-                HINT,
-                # The live region must be there before what it announces.
-                js_on_load="element.setAttribute('role', 'status')",
-                elem_id="photo-summary",
-                elem_classes="summary",
-            )
+            summary = announced(HINT, "photo-summary", "summary")
             whole = gr.Button("Treat the whole picture as a face", size="md", visible=False, elem_id="photo-whole")
             with gr.Row(visible=False, elem_id="photo-tools") as tools:
                 evidence = gr.Checkbox(label="Show where the evidence lies", container=False, elem_id="photo-evidence")
                 save = gr.Button("Download as a picture", size="md", elem_id="photo-save")
             result = gr.HTML(elem_id="photo-result")
     photos = photos_input("Choose several photos at once", "batch-input")
-    rows = gr.HTML(js_on_load="element.setAttribute('role', 'status')", elem_id="batch-result")
+    rows = announced(None, "batch-result")
     is_whole, drawn = gr.State(False), gr.Textbox(visible=False)
 
     def show(name: str, path: str | None, evidence: bool, is_whole: bool = False) -> tuple[Any, ...]:
