@@ -9,6 +9,9 @@ import hashlib
 import json
 import re
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -69,6 +72,15 @@ class HubServer(ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         pass  # A client that goes away is no fault of the server's.
+
+
+@contextmanager
+def serving() -> Iterator[HubServer]:
+    """A Hub that answers until the block ends."""
+    with HubServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 class Refused(Exception):

@@ -17,7 +17,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise, takewhile
@@ -28,7 +27,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from hub_server import WRITE, HubServer
+from hub_server import WRITE, HubServer, serving
 from PIL import Image
 
 from benchmarks import traditional
@@ -107,10 +106,8 @@ def execute(arguments: list[str], variables: dict[str, str], folder: Path) -> No
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving() as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import LABELS
-from hub_server import COLOURS, READ, WRITE, Fault, HubServer, Repository, check_metadata
+from hub_server import COLOURS, READ, WRITE, Fault, HubServer, Repository, check_metadata, serving
 from huggingface_hub import ModelCard, SpaceHardware
 from PIL import Image
 
@@ -120,12 +120,8 @@ def environment(server: HubServer, home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[HubServer]:
-    import threading
-
-    with HubServer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving() as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
