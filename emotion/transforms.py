@@ -315,14 +315,14 @@ class Normalize(_FloatStep):
 
 
 class GrayscaleNoise(_FloatStep):
-    """Add Gaussian noise of standard deviation `std`, in units of the normalised picture."""
+    """Add Gaussian noise whose standard deviation is drawn from 0 to `std`, in units of the normalised picture."""
 
     def __init__(self, std: float = 0.05) -> None:
         self.std = std
 
     def draw(self, count: int, strength: float, generator: torch.Generator | None, device: torch.device) -> Params:
         # One seed for the whole batch: small enough to show, and the noise follows from it.
-        std = torch.full((count,), self.std * strength, device=device)
+        std = _uniform(count, 0, self.std, generator, device) * strength
         seed = torch.randint(2**31, (1,), generator=generator, device=generator.device if generator else "cpu")
         return {"std": std, "seed": seed}
 
@@ -397,7 +397,8 @@ def get_enhanced_transforms_grayscale_48(training: bool, advanced_augmentation: 
     """The eleven training steps, or ToTensor and Normalize for validation.
 
     Without `advanced_augmentation`, training keeps the flip, the rotation and the affine step only. Within the
-    pipeline at most 30% of the faces are equalised (at strength 1), since those of validation are not.
+    pipeline at most 30% of the faces are equalised (at strength 1), since those of validation are not, and the noise
+    reaches 38 grey levels, since that of a dim camera does.
     """
     if not training:
         return Pipeline([ToTensor(), Normalize()])
@@ -414,7 +415,7 @@ def get_enhanced_transforms_grayscale_48(training: bool, advanced_augmentation: 
             AdaptiveHistogramEqualization(p=0.3),
             ToTensor(),
             Normalize(),
-            GrayscaleNoise(),
+            GrayscaleNoise(std=0.3),
         ]
     )
 

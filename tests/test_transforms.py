@@ -173,8 +173,12 @@ def test_to_tensor_and_normalize_are_torchvisions(face: Image.Image) -> None:
 
 
 def test_noise_has_its_standard_deviation() -> None:
-    noise = GrayscaleNoise(0.05)(torch.zeros(64, 1, 48, 48), 0.5, torch.Generator().manual_seed(0))
-    assert abs(float(noise.std()) - 0.025) < 0.0005
+    noise = GrayscaleNoise(0.05)(torch.zeros(1024, 1, 48, 48), 0.5, torch.Generator().manual_seed(0))
+    # Uniform from 0 to half of 0.05: mean 0.0125, standard deviation 0.025 / sqrt(12).
+    std = noise.std(dim=(1, 2, 3))
+    assert abs(float(std.mean()) - 0.0125) < 0.0006
+    assert abs(float(std.std()) - 0.025 / 12**0.5) < 0.0004
+    assert float(std.max()) < 0.026
     assert abs(float(noise.mean())) < 0.0005
     assert not torch.equal(noise[0], noise[1])
 
