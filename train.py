@@ -13,6 +13,7 @@ from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, l
 from emotion.evaluate import compute_logits, fit_temperature, report, save_report
 from emotion.hub import check_target, push
 from emotion.labels import LABEL_SETS
+from emotion.runs import log_run
 from emotion.trainer import RECIPES, TrainingConfig, fit
 
 HELD_OUT = 0.1
@@ -38,6 +39,13 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Tr
     run = parser.add_argument_group("run")
     run.add_argument("--output", required=True, metavar="FOLDER", type=Path, help="checkpoint folder to write")
     run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
+    run.add_argument(
+        "--log",
+        metavar="FILE",
+        type=Path,
+        help="append the result to these JSON lines, which `python -m emotion compare` reads (default: log.jsonl "
+        "beside the output folder)",
+    )
     run.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the result as this model repository")
     recipe = parser.add_argument_group("recipe", "what is given here replaces the value of the recipe")
     recipe.add_argument("--recipe", default="original", choices=RECIPES, help="starting point (default: %(default)s)")
@@ -103,6 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
     save_checkpoint(model, options.output)
     metrics = report(model, logits, validation, split, options.labels, training)
     save_report(metrics, options.output)
+    try:
+        log_run(options.log or options.output.parent / "log.jsonl", options.output)
+    except OSError as error:
+        print(f"train.py: the network is in {options.output}, but not in the log: {error}", file=sys.stderr)
     for name in ("plain", "tta", "unseen"):
         if result := metrics.get(name):
             print(

@@ -1,4 +1,4 @@
-"""The command line: `python -m emotion predict, evaluate, export, push, deploy, examples, demo`."""
+"""The command line: `python -m emotion predict, evaluate, compare, export, push, deploy, examples, demo`."""
 
 import argparse
 import json
@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="write metrics.json, confusion.png and reliability.png there, such as into the checkpoint's folder",
     )
+
+    compare = commands.add_parser("compare", help="compare the training runs of a log, recipe by recipe")
+    compare.set_defaults(run=_compare)
+    compare.add_argument("logs", nargs="+", metavar="LOG", help="JSON lines that train.py has appended to")
 
     export = commands.add_parser("export", help="write a checkpoint in another format")
     export.set_defaults(run=_export)
@@ -235,6 +239,13 @@ def _table(metrics: dict[str, Any]) -> str:
     for label, counts in zip(labels, metrics["confusion"], strict=True):
         lines.append(f"{label:<{name}}" + "".join(f"  {count:{cell},}" for count in counts))
     return "\n".join(lines)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from emotion.runs import compare_runs, table
+
+    print(table(compare_runs(options.logs)))
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ FLOORS = {
     "emotion.trainer": 4,
     "emotion.predict": 4,
     "emotion.evaluate": 4,
+    "emotion.runs": 4,
     "emotion.export": 4,
     "emotion.follow": 4.1,
     "emotion.hub": 5,

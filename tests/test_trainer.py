@@ -380,6 +380,8 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     assert metrics["rows"] == 21
     # The two halves of the validation faces were measured apart; together they must give the same figure.
     assert metrics["accuracy"] == pytest.approx(max(entry["validation_accuracy"] for entry in history))
+    [line] = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["plain"]["accuracy"] == metrics["accuracy"] and json.loads(line)["epochs"] == 2
     # What is on disk, temperature included, gives the figures that stand beside it.
     again = evaluate(load_checkpoint(tmp_path / "run"), make_dataset(21, seed=2), tta=True)
     assert written["tta"]["temperature"] == again["temperature"] != 1

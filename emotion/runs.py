@@ -1,0 +1,125 @@
+"""The log of training runs: a line of JSON per run, and recipes compared over their seeds."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from emotion.checkpoint import load_metadata
+
+RESULTS: Final = ("plain", "tta", "unseen")
+"""The measurements of `emotion.evaluate.report` that a line keeps."""
+KEPT: Final = ("rows", "accuracy", "nll", "ece")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe on one data set, with its runs.
+
+    Attributes:
+        settings: what sets it apart from the other trials of the log, as flags of train.py and their values.
+        runs: its lines of the log; of each seed the last one.
+    """
+
+    settings: Mapping[str, Any]
+    runs: list[dict[str, Any]]
+
+    def values(self, result: str, measure: str) -> list[float]:
+        """One number per run that has it, such as `("plain", "accuracy")`."""
+        return [run[result][measure] for run in self.runs if run.get(result)]
+
+
+def log_run(log: str | Path, folder: str | Path) -> dict[str, Any]:
+    """Append the finished run in a checkpoint folder to the log.
+
+    Args:
+        log: file of JSON lines, made if missing.
+        folder: what `train.py` has written, with `training_config.json`, `history.json` and `metrics.json`.
+
+    Returns:
+        What was appended: when and where, configuration and data, epochs and hours, and of each of `RESULTS` the
+        measures in `KEPT`.
+
+    Raises:
+        FileNotFoundError: if one of the three files is missing.
+        OSError: if the log cannot be written.
+    """
+    training, history, metrics = (load_metadata(folder, name) for name in ("training_config", "history", "metrics"))
+    plain = metrics["plain"]
+    line = {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "output": str(folder),
+        **training,
+        "epochs": len(history),
+        "hours": round(sum(epoch["seconds"] for epoch in history) / 3600, 2),
+        "split": plain["split"],
+        "label_set": plain["label_set"],
+        **{name: {key: metrics[name][key] for key in KEPT} for name in RESULTS if metrics.get(name)},
+    }
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    return line
+
+
+def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
+    """Gather runs that differ in nothing but their seed.
+
+    Args:
+        logs: files that `log_run` has written.
+
+    Returns:
+        A trial per recipe, data set and split, those with the best mean accuracy of one view first.
+
+    Raises:
+        FileNotFoundError: if a log does not exist.
+        ValueError: if a line is none of `log_run`'s.
+    """
+    trials: dict[str, dict[int, dict[str, Any]]] = {}
+    for log in logs:
+        for number, text in enumerate(Path(log).read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                run = json.loads(text)
+                # What train.py offers now is not what it offered then: a flag that a run did not have is no setting.
+                settings = {**run["config"], **{name: run[name] for name in ("data", "precision", "processes")}}
+                settings |= {"labels": run["label_set"], "split": run["split"]}
+                seed = settings.pop("seed")
+                run["plain"]["accuracy"] + run["plain"]["ece"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"Line {number} of {log} is no line that train.py writes ({error}); remove the line."
+                ) from None
+            trials.setdefault(json.dumps(settings, sort_keys=True), {})[seed] = run
+    found = [json.loads(key) for key in trials]
+    names = sorted({name for settings in found for name in settings})
+    telling = [name for name in names if len({json.dumps(settings.get(name)) for settings in found}) > 1]
+    compared = [
+        Trial({name: settings.get(name) for name in telling}, list(by_seed.values()))
+        for settings, by_seed in zip(found, trials.values(), strict=True)
+    ]
+    return sorted(compared, key=lambda trial: -statistics.mean(trial.values("plain", "accuracy")))
+
+
+def table(trials: Iterable[Trial]) -> str:
+    """The comparison for people: seeds, mean and standard deviation over them, and what the recipes differ in."""
+    columns = "{:>5}  {:>16}  {:>17}  {:>6}  {:>6}  {:>6}  {}"
+    lines = [columns.format("seeds", "one view", "with mirror image", "ECE", "epochs", "hours", "settings")]
+    for trial in trials:
+        epochs, hours = (statistics.mean(run[name] for run in trial.runs) for name in ("epochs", "hours"))
+        numbers = (f"{statistics.mean(trial.values('plain', 'ece')):.2%}", f"{epochs:.0f}", f"{hours:.2f}")
+        settings = " ".join(f"{name}={_short(value)}" for name, value in trial.settings.items())
+        views = (_spread(trial.values(name, "accuracy")) for name in ("plain", "tta"))
+        lines.append(columns.format(len(trial.runs), *views, *numbers, settings).rstrip())
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2%}" if values else "-"
+    return f"{statistics.mean(values):.2%} +- {statistics.stdev(values):.2%}"
+
+
+def _short(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)[:12]
