@@ -1,8 +1,14 @@
 """The comparisons count and measure what they say; how fast anything is, they find out themselves."""
 
-import pytest
+from pathlib import Path
 
-from benchmarks import traditional
+import pytest
+import torch
+from test_trainer import write_csv
+from test_transfer import random_donor
+from torch import nn
+
+from benchmarks import traditional, transfer
 from emotion.model import EmotionCNN
 
 PARAMETER_BYTES = 4 * 6_670_759
@@ -65,3 +71,31 @@ def test_no_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         traditional.main(["--runs", "0"])
     assert "give at least 1" in capsys.readouterr().err
+
+
+def test_three_starts_are_compared_on_equal_terms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(random_donor("resnet18").state_dict(), file)
+
+    scratch, adapted, shuffled = (transfer.starting_network(start, "resnet18", 0) for start in transfer.STARTS)
+    for name, module in adapted.named_modules():
+        ours, plain = (model.get_submodule(name) for model in (shuffled, scratch))
+        if isinstance(module, nn.Conv2d):
+            assert not torch.equal(ours.weight, module.weight)
+            assert torch.equal(ours.weight.flatten().sort().values, module.weight.flatten().sort().values)
+        elif isinstance(module, nn.Linear):
+            assert torch.equal(ours.weight, module.weight) and torch.equal(plain.weight, module.weight)
+
+    arguments = ["--data", write_csv(tmp_path), "--backbone", "resnet18", "--seeds", 1, "--output", tmp_path / "runs"]
+    arguments += ["--", "--epochs", 1, "--image-sizes", 16]
+    assert transfer.main([*map(str, arguments)]) == 0
+    rows = capsys.readouterr().out.splitlines()[-3:]
+    assert all(row.split()[0] == "1" and "start_from=" in row for row in rows)
+    # A second time, nothing is left to do.
+    assert transfer.main([*map(str, arguments)]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == rows

@@ -51,6 +51,9 @@ NOT_RUN = {
         "needs 40 faces of each emotion; tests/test_examples.py draws them and runs it"
     ),
     "python -m benchmarks.traditional --write": "takes minutes and 5 GB; tests/test_benchmarks.py runs its parts",
+    "python -m benchmarks.transfer --data fer2013.csv -- --recipe best --epochs 12": (
+        "needs ImageNet weights; tests/test_benchmarks.py uses random ones"
+    ),
     "docker build --tag emotion .": "needs Docker; the dockerfile's COPY and CMD are tried without it",
     "docker run --publish 7860:7860 emotion": "needs Docker",
 }
