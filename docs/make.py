@@ -161,37 +161,48 @@ def comparison_table() -> str:
 
 
 def figures() -> str:
-    """What `python -m emotion evaluate --full` has written into the shipped checkpoint."""
-    metrics = load_metadata(DEFAULT_CHECKPOINT, "metrics")
-    lines = [
-        f"| {metrics['plain']['split']} | rows | top-1 accuracy | 95% interval | calibration error (ECE) |",
-        "|---|---|---|---|---|",
-    ]
-    for key, name in VIEWS.items():
-        row = metrics[key]
-        between = "{:.1%} to {:.1%}".format(*row["interval"])
-        lines.append(f"| {name} | {row['rows']:,} | {row['accuracy']:.1%} | {between} | {row['ece']:.1%} |")
-    recall = sorted(((row["recall"], label) for label, row in metrics["plain"]["per_class"].items()), reverse=True)
-    lines += ["", f"Recall, one view: {', '.join(f'{label} {share:.0%}' for share, label in recall)}."]
-    clear = metrics["clear_answer"]
-    lines += [
-        "",
-        f"An answer is called clear from a probability of {clear['threshold']:.0%} on: that is {clear['share']:.0%} of "
-        f"the faces, of which {clear['accuracy']:.0%} are right.",
-    ]
-    return "\n".join(lines)
+    """What `python -m emotion evaluate --full` has written into the shipped checkpoints."""
+    parts = []
+    for name, metrics in _shipped().items():
+        plain, clear = metrics["plain"], metrics["clear_answer"]
+        lines = [
+            f"| `{name}`, {plain['split']} | rows | top-1 accuracy | 95% interval | calibration error (ECE) |",
+            "|---|---|---|---|---|",
+        ]
+        for key, view in VIEWS.items():
+            row = metrics[key]
+            between = "{:.1%} to {:.1%}".format(*row["interval"])
+            lines.append(f"| {view} | {row['rows']:,} | {row['accuracy']:.1%} | {between} | {row['ece']:.1%} |")
+        recall = sorted(((row["recall"], label) for label, row in plain["per_class"].items()), reverse=True)
+        lines += [
+            "",
+            f"Recall, one view: {', '.join(f'{label} {share:.0%}' for share, label in recall)}. An answer is called "
+            f"clear from a probability of {clear['threshold']:.0%} on: that is {clear['share']:.0%} of the faces, of "
+            f"which {clear['accuracy']:.0%} are right.",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def robustness_table() -> str:
-    """Accuracy of the shipped checkpoint on faces made worse, with the severities in the units of the module."""
-    robustness = load_metadata(DEFAULT_CHECKPOINT, "metrics")["robustness"]
-    lines = ["| | mild | middle | strong |", "|---|---|---|---|"]
-    for name, shares in robustness["accuracy"].items():
-        cells = zip(shares, robustness["severities"][name], strict=True)
-        lines.append(f"| {name} | {' | '.join(f'{share:.1%} ({severity:g})' for share, severity in cells)} |")
-    return "\n".join(
-        [*lines, "", f"Top-1 accuracy on {robustness['rows']:,} rows of {robustness['split']}, one view (severity)."]
-    )
+    """Accuracy of the shipped checkpoints on faces made worse, with the severities in the units of the module."""
+    parts = []
+    for name, metrics in _shipped().items():
+        robustness = metrics["robustness"]
+        lines = [f"| `{name}` | mild | middle | strong |", "|---|---|---|---|"]
+        for corruption, shares in robustness["accuracy"].items():
+            cells = zip(shares, robustness["severities"][corruption], strict=True)
+            lines.append(f"| {corruption} | {' | '.join(f'{share:.1%} ({severity:g})' for share, severity in cells)} |")
+        lines += ["", f"Top-1 accuracy on {robustness['rows']:,} rows of {robustness['split']}, one view (severity)."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _shipped() -> dict[str, dict]:
+    """Metrics of the shipped checkpoints by name, those of the default one first."""
+    folders = [file.parent for file in DEFAULT_CHECKPOINT.parent.glob("*/metrics.json")]
+    folders.sort(key=lambda folder: (folder != DEFAULT_CHECKPOINT, folder))
+    return {folder.name: load_metadata(folder, "metrics") for folder in folders}
 
 
 SECTIONS: Final[dict[str, Callable[[], str]]] = {
