@@ -1,0 +1,90 @@
+"""Take the pictures of the page that the README shows: `python -m docs.screenshots`, with Chromium installed.
+
+The person in them is Eileen Collins: a NASA portrait in the public domain, which scikit-image carries.
+"""
+
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import skimage.data
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from docs.make import IMAGES
+from emotion.checkpoint import atomic_write
+from emotion.ui import LAUNCH_OPTIONS, build_page, load_networks
+
+PATIENCE: Final = 120_000  # milliseconds
+LIVE_SECONDS: Final = 25
+"""How long the camera runs, so that the timeline has something to show."""
+
+
+def photo(page: Page, portrait: Path) -> None:
+    """The Photo tab with a portrait and the map of the evidence."""
+    page.set_input_files("#photo-input input[type=file]", portrait)
+    page.locator("#photo-result .face").wait_for()
+    page.locator("#photo-evidence input").check()
+    page.locator("#photo-result img[alt*=evidence]").first.wait_for()
+
+
+def live(page: Page, portrait: Path) -> None:
+    """The Live tab with a camera that sees the portrait."""
+    page.get_by_role("tab", name="Live").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#live-camera .capture-button").click()
+    page.locator("#live-result .face").wait_for()
+    page.wait_for_timeout(1000 * LIVE_SECONDS)
+
+
+SHOTS: Final[dict[str, tuple[Callable[[Page, Path], None], int, str]]] = {
+    "photo": (photo, 1000, "light"),
+    "phone": (photo, 390, "dark"),
+    "live": (live, 1000, "light"),
+}
+"""What to do on the page, its width in pixels, and the colour scheme, by the picture's name."""
+
+
+def main() -> int:
+    """Take all pictures; returns the exit code."""
+    portrait = Image.fromarray(skimage.data.astronaut())
+    with tempfile.TemporaryDirectory() as folder:
+        file, camera = Path(folder, "portrait.png"), Path(folder, "camera.mjpeg")
+        portrait.save(file)
+        frame = io.BytesIO()
+        portrait.save(frame, "JPEG")
+        camera.write_bytes(20 * frame.getvalue())
+        _, url, _ = build_page(load_networks()).launch(prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
+        flags = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--use-fake-ui-for-media-stream",
+            "--use-fake-device-for-media-stream",
+        ]
+        flags.append(f"--use-file-for-fake-video-capture={camera}")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+            for name, (act, width, scheme) in SHOTS.items():
+                context = browser.new_context(
+                    viewport={"width": width, "height": 844}, color_scheme=scheme, permissions=["camera"]
+                )
+                context.set_default_timeout(PATIENCE)
+                page = context.new_page()
+                page.goto(url)
+                page.locator("#photo-input input[type=file]").wait_for(state="attached")
+                act(page, file)
+                page.mouse.move(1, 1)
+                page.wait_for_timeout(1000)
+                with atomic_write(IMAGES / f"{name}.png") as target:
+                    page.screenshot(path=target, type="png", full_page=True)
+                context.close()
+            browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
