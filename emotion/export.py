@@ -1,8 +1,6 @@
-"""The network as one ONNX file that explains itself, for ONNX Runtime and whatever else reads ONNX.
+"""The network as an ONNX graph, and as one file that explains itself, for whatever reads ONNX.
 
-The graph is written with onnx's own helper: `torch.onnx.export(dynamo=False)` is deprecated, and its successor needs
-two more packages and twenty seconds for these seven kinds of node. What was written is compared with PyTorch before
-it replaces anything.
+What was written is compared with PyTorch before it replaces anything.
 """
 
 import copy
@@ -13,23 +11,17 @@ from typing import Final
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from onnx import helper
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from emotion.checkpoint import atomic_write
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
+from emotion.runtime import Graph, session
 from emotion.transforms import Normalize, get_enhanced_transforms_grayscale_48
 
-OPSET: Final = 13
-"""The oldest with quantisation per channel, of December 2020; ONNX Runtime reads it since 1.7."""
-IR_VERSION: Final = 7
-"""The file format that came with that opset."""
 TOLERANCE: Final = 1e-4
 """How far a float32 network's probabilities may be from PyTorch's."""
 INT8_TOLERANCE: Final = 0.2
@@ -70,7 +62,7 @@ def export_onnx(model: EmotionCNN, file: str | Path, calibration: np.ndarray | N
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder; give the name of a file, such as {file / 'emotion.onnx'}.")
     model = copy.deepcopy(model).cpu().eval()
-    network = _build(model)
+    network = build_graph(model)
     if int8:
         if calibration.dtype != np.uint8 or calibration.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or not len(calibration):
             raise ValueError(
@@ -96,46 +88,32 @@ def export_onnx(model: EmotionCNN, file: str | Path, calibration: np.ndarray | N
     return file
 
 
-def _build(model: EmotionCNN) -> onnx.ModelProto:
-    """The graph of `model`, which is on the CPU and in eval mode, with its metadata."""
-    nodes, tensors = [], []
-    last = "faces"
+def build_graph(model: EmotionCNN) -> onnx.ModelProto:
+    """The graph that `export_onnx` describes, with its metadata, in float32.
 
-    def add(kind: str, *constants: np.ndarray, **attributes: object) -> None:
-        nonlocal last
-        name = f"{len(nodes)}_{kind}"
-        names = [f"{name}_{index}" for index in range(len(constants))]
-        tensors.extend(numpy_helper.from_array(value, key) for key, value in zip(names, constants, strict=True))
-        nodes.append(helper.make_node(kind, [last, *names], [name], name, **attributes))
-        last = name
-
+    Args:
+        model: the network, on the CPU and in eval mode.
+    """
+    side = IMAGE_SIZE
+    graph = Graph("faces", np.float32, ["N", 1, side, side])
     for layer in _folded(model):
         if isinstance(layer, nn.Conv2d):
-            add("Conv", layer.weight.detach().numpy(), layer.bias.detach().numpy(), pads=[1, 1, 1, 1])
+            graph.add("Conv", layer.weight.detach().numpy(), layer.bias.detach().numpy(), pads=[1, 1, 1, 1])
         elif isinstance(layer, nn.Linear):
-            add("Gemm", layer.weight.detach().numpy(), layer.bias.detach().numpy(), transB=1)
+            graph.add("Gemm", layer.weight.detach().numpy(), layer.bias.detach().numpy(), transB=1)
         elif isinstance(layer, nn.ReLU):
-            add("Relu")
+            graph.add("Relu")
         elif isinstance(layer, nn.MaxPool2d):
-            add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+            graph.add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
         elif isinstance(layer, nn.AdaptiveAvgPool2d):
-            add("GlobalAveragePool")
+            graph.add("GlobalAveragePool")
         elif isinstance(layer, nn.Flatten):
-            add("Flatten")
+            graph.add("Flatten")
         else:
             assert isinstance(layer, (nn.Dropout, nn.Dropout2d)), f"{layer} has no ONNX node yet"
-    add("Div", np.array(model.temperature, np.float32))
-    nodes.append(helper.make_node("Softmax", [last], ["probabilities"], "probabilities", axis=1))
-
-    float32, side = TensorProto.FLOAT, IMAGE_SIZE
-    graph = helper.make_graph(
-        nodes,
-        "emotion",
-        [helper.make_tensor_value_info("faces", float32, ["N", 1, side, side])],
-        [helper.make_tensor_value_info("probabilities", float32, ["N", model.num_classes])],
-        tensors,
-    )
-    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    graph.add("Div", np.array(model.temperature, np.float32))
+    graph.add("Softmax", name="probabilities", axis=1)
+    network = graph.model("emotion", {"probabilities": ["N", model.num_classes]})
     normalise = Normalize()
     metadata = {
         "labels": json.dumps(model.labels, ensure_ascii=False),
@@ -162,7 +140,7 @@ def _folded(model: EmotionCNN) -> Iterator[nn.Module]:
             yield layer
 
 
-class _Batches(CalibrationDataReader):
+class _Batches:
     """Batches of normalised faces, as ONNX Runtime's calibration asks for them."""
 
     def __init__(self, images: torch.Tensor) -> None:
@@ -175,6 +153,10 @@ class _Batches(CalibrationDataReader):
 
 def _quantise(network: onnx.ModelProto, images: torch.Tensor, file: Path) -> None:
     """Write `network` with int8 convolutions; the ranges are those that it has on `images`."""
+    # Not above: a page that only predicts need not wait for it.
+    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
     # Its pre-processing would fold batch norms; they are folded, and saying so spares a warning.
     add_pre_process_metadata(network)
     quantize_static(
@@ -192,9 +174,9 @@ def _quantise(network: onnx.ModelProto, images: torch.Tensor, file: Path) -> Non
 @torch.inference_mode()
 def _difference(model: EmotionCNN, file: Path, images: torch.Tensor) -> float:
     """The largest difference between the probabilities of ONNX Runtime and PyTorch, for one image and for batches."""
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    runtime = session(onnx.load(file))
     differences = [
-        session.run(None, {"faces": batch.numpy()})[0] - model.probabilities(batch).numpy()
+        runtime.run(None, {"faces": batch.numpy()})[0] - model.probabilities(batch).numpy()
         for batch in (images[:1], *images.split(BATCH))
     ]
     return float(np.abs(np.concatenate(differences)).max())

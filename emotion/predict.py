@@ -60,6 +60,10 @@ class Prediction:
 class EmotionPredictor:
     """A network and a face detector, built once and used for any number of photos, also from several threads.
 
+    On the CPU, ONNX Runtime classifies, with the weights and the temperature that the network has now: that is more
+    than twice as fast as PyTorch and the same within 1e-4. Evidence maps, and everything on other devices, are
+    PyTorch's.
+
     Args:
         model: the network; it is put in eval mode and stays on its device.
 
@@ -70,7 +74,14 @@ class EmotionPredictor:
     def __init__(self, model: EmotionCNN) -> None:
         self.model = model.eval()
         self.detector = FaceDetector()
+        self._device = next(model.parameters()).device
         self._to_input = get_enhanced_transforms_grayscale_48(training=False)
+        if self._device.type == "cpu":
+            # Here and not above: whoever only trains or evaluates need not wait for them.
+            from emotion.export import build_graph
+            from emotion.runtime import session
+
+            self._session = session(build_graph(self.model))
 
     @classmethod
     def from_checkpoint(
@@ -129,10 +140,12 @@ class EmotionPredictor:
         """
         if crops.dtype != np.uint8 or crops.ndim != 3 or crops.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"crops are {crops.dtype} {crops.shape}; give uint8 of shape (N, 48, 48), in 0 to 255.")
-        device = next(self.model.parameters()).device
-        images = self._to_input(torch.from_numpy(np.array(crops))[:, None].to(device))
-        rows = self.model.probabilities(images).tolist()
-        return [dict(zip(self.model.labels, row, strict=True)) for row in rows]
+        images = self._to_input(torch.from_numpy(np.array(crops))[:, None].to(self._device))
+        if self._device.type == "cpu":
+            (rows,) = self._session.run(None, {"faces": images.numpy()})
+        else:
+            rows = self.model.probabilities(images)
+        return [dict(zip(self.model.labels, row, strict=True)) for row in rows.tolist()]
 
     def evidence(self, crop: np.ndarray, emotion: str) -> np.ndarray:
         """Map of what in a face speaks for an emotion; see `emotion.explain.evidence`.
@@ -151,8 +164,7 @@ class EmotionPredictor:
             raise ValueError(f"crop is {crop.dtype} {crop.shape}; give uint8 of shape (48, 48), in 0 to 255.")
         if emotion not in self.model.labels:
             raise ValueError(f"emotion is {emotion!r}; give one of {', '.join(self.model.labels)}.")
-        device = next(self.model.parameters()).device
-        image = self._to_input(torch.from_numpy(np.array(crop))[None, None].to(device))
+        image = self._to_input(torch.from_numpy(np.array(crop))[None, None].to(self._device))
         return evidence(self.model, image, self.model.labels.index(emotion))
 
     def _predictions(

@@ -13,6 +13,7 @@ import emotion
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "emotion.labels": 0,
+    "emotion.runtime": 0,
     "emotion.transforms": 1,
     "emotion.faces": 1,
     "emotion.data": 1,
@@ -21,11 +22,11 @@ FLOORS = {
     "emotion.model": 2,
     "emotion.checkpoint": 3,
     "emotion.trainer": 4,
-    "emotion.predict": 4,
     "emotion.evaluate": 4,
     "emotion.runs": 4,
     "emotion.export": 4,
-    "emotion.follow": 4.1,
+    "emotion.predict": 4.1,
+    "emotion.follow": 4.2,
     "emotion.hub": 5,
     "emotion.ui.look": 5,
     "emotion.ui.networks": 5,

@@ -13,6 +13,7 @@ from PIL import Image
 
 import emotion
 from emotion.checkpoint import load_checkpoint, save_pth
+from emotion.demo import make_dataset
 from emotion.faces import FaceDetector, crop_face
 from emotion.labels import FER2013_LABELS
 from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor, load_and_predict_48x48_grayscale
@@ -69,6 +70,19 @@ def test_a_crop_is_classified_alike_alone_and_in_any_company(predictor: EmotionP
     assert np.allclose(together.sum(axis=1), 1, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_the_shipped_network_answers_as_it_does_in_pytorch(count: int) -> None:
+    predictor = EmotionPredictor.from_checkpoint()
+    faces = make_dataset(count, seed=1).images.numpy()
+    rows = np.array([values(row) for row in predictor.classify(faces)])
+    with torch.inference_mode():
+        logits = predictor.model(torch.from_numpy(faces[:, None] / 127.5 - 1).float())
+    expected = (logits.double() / predictor.model.temperature).softmax(1).numpy()
+    assert rows.shape == expected.shape == (count, 7)
+    assert count == 1 or expected.std(axis=0).max() > 0.1
+    assert np.abs(rows - expected).max() < 1e-4
+
+
 def test_no_crops_give_no_rows(predictor: EmotionPredictor) -> None:
     assert predictor.classify(np.empty((0, 48, 48), np.uint8)) == []
 
@@ -85,12 +99,11 @@ def test_float_crops_are_refused(predictor: EmotionPredictor) -> None:
 
 
 def test_every_face_of_a_group_is_predicted_in_one_batch(
-    predictor: EmotionPredictor, group: Image.Image, checkpoint: Path
+    predictor: EmotionPredictor, group: Image.Image, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = []
-    hook = predictor.model.register_forward_hook(lambda module, inputs, output: batches.append(len(output)))
+    batches, classify = [], predictor.classify
+    monkeypatch.setattr(predictor, "classify", lambda crops: batches.append(len(crops)) or classify(crops))
     predictions = predictor.predict(group)
-    hook.remove()
     assert batches == [3]
     # Drawn from right to left by size; faces sit in the upper middle of their squares.
     assert [prediction.box[0] // 160 for prediction in predictions] == [2, 1, 0]
