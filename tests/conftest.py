@@ -122,6 +122,7 @@ def url(site: Path, checkpoints: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
     environment = {**os.environ, "EMOTION_CHECKPOINT": str(checkpoints), "GRADIO_TEMP_DIR": str(site / "uploads")}
+    environment["GRADIO_MCP_SERVER"] = "true"
     app = Path(__file__).resolve().parents[1] / "app.py"
     command = [sys.executable, str(app), "--host", "127.0.0.1", "--port", str(port)]
     with open(site / "app.log", "w") as log:

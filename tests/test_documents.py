@@ -273,6 +273,13 @@ class Reader:
             else:
                 assert instruction == "WORKDIR", line
 
+    def client_settings(self, text: str) -> None:
+        """What a client of the Model Context Protocol is told: the addresses must be those of the page."""
+        for server in json.loads(text.replace(PAGE_URL, self.running_page()))["mcpServers"].values():
+            address = server.get("url") or next(word for word in server["args"] if word.startswith("http"))
+            with urlopen(address, timeout=PATIENCE) as answer:
+                assert ("url" in server) == (b"Model Context Protocol" in answer.read()), address
+
     def stop_pages(self) -> None:
         for process, _, _ in self.pages:
             process.terminate()
@@ -297,8 +304,10 @@ def test_every_block_of_the_page_runs(
                 assert page.name == "README.md" and "/augment" in text, "write sh, or teach the tests to run it"
             elif language == "dockerfile":
                 reader.dockerfile(text)
+            elif language == "json":
+                reader.client_settings(text)
             else:
-                pytest.fail(f"a block of {page.name} is marked {language!r}; write sh, bash, python or dockerfile.")
+                pytest.fail(f"a block of {page.name} is marked {language!r}; write sh, bash, python, json, dockerfile.")
         while reader.pages:
             reader.running_page()
             process, _, _ = reader.pages.pop()

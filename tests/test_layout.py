@@ -30,6 +30,7 @@ FLOORS = {
     "emotion.hub": 5,
     "emotion.ui.look": 5,
     "emotion.ui.networks": 5,
+    "emotion.ui.tools": 5,
     "emotion.ui.inputs": 5.1,
     "emotion.ui.photo": 5.2,
     "emotion.ui.live": 5.2,

@@ -20,6 +20,7 @@ from typing import Any, Final
 # Before gradio is there, so that no part of it can have asked earlier.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
+import gradio.mcp
 from gradio.blocks import Block
 from gradio.components import Component
 
@@ -30,6 +31,7 @@ from emotion.ui.live import live_tab
 from emotion.ui.look import CSS, PIXELS
 from emotion.ui.networks import Network, load_networks
 from emotion.ui.photo import photo_tab
+from emotion.ui.tools import Tools
 
 __all__ = ["LAUNCH_OPTIONS", "build_page", "load_networks"]
 
@@ -87,11 +89,12 @@ LAUNCH_OPTIONS: Final[dict[str, Any]] = {
 
 
 def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
-    """Build the page and its one public endpoint, `/predict`; launch it with `LAUNCH_OPTIONS`.
+    """Build the page and its public endpoints, `/predict` and `/augment`; launch it with `LAUNCH_OPTIONS`.
 
     Args:
         networks: what the page offers, by name; with two or more, a selector above the tabs switches between them.
     """
+    gradio.mcp.GradioMCPServer = Tools  # where `launch` looks for it
     with gr.Blocks(title=TITLE, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
         gr.HTML(
             f"<h1>{TITLE}</h1><p>Give a photo with one or more faces. A small network, which sees each face as "

@@ -100,12 +100,17 @@ def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict
     def augment(image: str | None, seed: int, strength: float, steps: list[str]) -> dict[str, Any]:
         """Show what training makes of the most prominent face of a picture, step by step.
 
-        Without a face in it, the picture's centre square is taken. `seed` (0 to 999) decides the draws, `strength`
-        is 0 (no change) to 1 (full ranges), and a step that `steps` leaves out is off, while the others keep their
-        draws. Returns {"image": name, "face": picture, "steps": [{"step", "parameters", "picture"}], "draws":
-        [picture], "error": null or text}. A picture is a grey PNG of 48x48 pixels as a data URL; parameters are what
-        the step has drawn (shifts and corners in half sides of the picture), none if it draws nothing or is off;
-        "draws" are twelve faces of one batch after all steps, "steps" the way of the first one.
+        Without a face in it, the picture's centre square is taken. Returns {"image": name, "face": picture, "steps":
+        [{"step", "parameters", "picture"}], "draws": [picture], "error": null or text}. A picture is a grey PNG of
+        48x48 pixels, as a data URL or, for a tool, as "picture N" that follows; parameters are what the step has drawn
+        (shifts and corners in half sides of the picture), none if it draws nothing or is off; "draws" are twelve faces
+        of one batch after all steps, "steps" the way of the first one.
+
+        Args:
+            image: The picture, uploaded or, for a tool, as a data URL.
+            seed: Decides the draws: 0, the default, to 999.
+            strength: 0 (no change) to 1 (full ranges).
+            steps: The random steps that are on; without some of them, the others keep their draws.
         """
         item: dict[str, Any] = {"image": image and Path(image).name, "face": None, "steps": [], "draws": []}
         if image is None:

@@ -4,11 +4,13 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import gradio as gr
 from gradio.components import Component
 from gradio.components.file import ListFiles
 from gradio.data_classes import ImageData
+from gradio_client.utils import is_http_url_like
 from PIL import Image
 
 from emotion.faces import open_image
@@ -83,6 +85,7 @@ def photo_input(elem_id: str, example: gr.Radio) -> gr.Image:
 
     # Not in a subclass: gradio writes a .pyi file beside the module of every subclass.
     photo.preprocess = uploaded_path
+    _fetch_nothing(photo)
 
     def put(name: str | None, path: str | None) -> str | None:
         # Not `gr.skip`: whatever updates a component makes gradio forget the function above for the visitor.
@@ -134,6 +137,7 @@ def photos_input(label: str, elem_id: str) -> gr.UploadButton:
         return [] if payload is None else [_uploaded(photos, file.path) for file in payload]
 
     photos.preprocess = uploaded_paths
+    _fetch_nothing(photos)
     return photos
 
 
@@ -142,6 +146,22 @@ def reason(error: Exception, path: str) -> str:
     if isinstance(error, FileNotFoundError):
         return f"This photo was deleted, as every photo is within {FORGOTTEN_MINUTES} minutes; give it again."
     return str(error).replace(path, Path(path).name)
+
+
+def _fetch_nothing(component: Component) -> None:
+    """Make an input refuse the addresses of other hosts, which gradio would download, from any public one."""
+    keep = component.async_move_resource_to_block_cache
+
+    async def keep_upload(path: str | Path | None) -> str | None:
+        if path is not None and is_http_url_like(str(path)):
+            # This is how gradio's programs name an upload; whatever host stands before it is not asked.
+            _, found, upload = str(path).partition("/gradio_api/file=")
+            if not found:
+                raise gr.Error("An address was given, and nothing is fetched here; give a picture, or upload it.")
+            path = _uploaded(component, unquote(upload))
+        return await keep(path)
+
+    component.async_move_resource_to_block_cache = keep_upload
 
 
 def _uploaded(component: Component, path: str) -> str:

@@ -78,6 +78,9 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
         Returns {"image", "faces": [{"box": [x, y, w, h], "score", "emotion", "confidence", "probabilities"}],
         "error": null or text}, as `python -m emotion predict --json` does for one image; boxes in pixels of the
         upright picture, faces from the largest to the smallest.
+
+        Args:
+            image: The picture, uploaded or, for a tool, as a data URL; one of 48x48 pixels is taken for a face.
         """
         if image is None:
             return {"image": None, "faces": [], "error": "No picture was given; upload one."}
