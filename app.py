@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Here and not above: `--help` need not wait for gradio.
     from emotion.ui import LAUNCH_OPTIONS, build_page, load_networks
 
+    if os.environ.get("SPACES_ZERO_GPU"):
+        _register_with_zero_gpu()
     try:
         build_page(load_networks(os.environ.get("EMOTION_CHECKPOINT"))).launch(
             share=options.share, server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS
@@ -35,6 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _register_with_zero_gpu() -> None:
+    """Register a function that may ask for a GPU: a Space on ZeroGPU does not start without one.
+
+    Nothing on the page calls it: a CPU answers sooner than a GPU is lent, and takes nothing from a visitor's quota.
+    """
+    import spaces  # is there on every Space
+    import torch
+
+    spaces.GPU(torch.cuda.get_device_name)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -114,19 +115,18 @@ def page_predictor(checkpoints: Path) -> EmotionPredictor:
     return EmotionPredictor.from_checkpoint(checkpoints / "first")
 
 
-@pytest.fixture(scope="session")
-def url(site: Path, checkpoints: Path) -> Iterator[str]:
-    """Address of the page, served by app.py in a process of its own."""
+@contextmanager
+def serving(folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
+    """Address of a page that app.py serves in a process of its own and in `folder`, where `uploads` are."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
-    environment = {**os.environ, "EMOTION_CHECKPOINT": str(checkpoints), "GRADIO_TEMP_DIR": str(site / "uploads")}
-    environment["GRADIO_MCP_SERVER"] = "true"
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads"), **variables}
     app = Path(__file__).resolve().parents[1] / "app.py"
     command = [sys.executable, str(app), "--host", "127.0.0.1", "--port", str(port)]
-    with open(site / "app.log", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=site)
+    with open(folder / "app.log", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
     try:
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -134,12 +134,19 @@ def url(site: Path, checkpoints: Path) -> Iterator[str]:
                 urlopen(address, timeout=10).close()
                 break
             except (URLError, OSError):
-                assert process.poll() is None and time.monotonic() < deadline, (site / "app.log").read_text()
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "app.log").read_text()
                 time.sleep(0.5)
         yield address
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def url(site: Path, checkpoints: Path) -> Iterator[str]:
+    """Address of the page, which is a server of the Model Context Protocol, too."""
+    with serving(site, {"EMOTION_CHECKPOINT": str(checkpoints), "GRADIO_MCP_SERVER": "true"}) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

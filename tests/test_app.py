@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import PAGE_LABELS, PATIENCE, with_browser
+from conftest import PAGE_LABELS, PATIENCE, serving, with_browser
 from gradio_client import Client, handle_file
 from playwright.sync_api import Page, expect
 
@@ -90,6 +92,35 @@ def test_app_refuses_a_missing_checkpoint_in_one_sentence(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1 and missing in done.stderr
+
+
+def test_page_registers_with_zero_gpu_and_answers_without_asking_for_a_gpu(checkpoints, photos, tmp_path):
+    asked = []
+
+    class Scheduler(BaseHTTPRequestHandler):
+        """Stands in for what lends GPUs; it is told that the page has a function that may ask for one."""
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Be silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scheduler) as scheduler:
+        threading.Thread(target=scheduler.serve_forever, daemon=True).start()
+        variables = {
+            "SPACES_ZERO_GPU": "true",
+            "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{scheduler.server_port}",
+            "EMOTION_CHECKPOINT": str(checkpoints / "first"),
+        }
+        with serving(tmp_path, variables) as address:
+            assert asked == ["/startup-report"]
+            item = Client(address, verbose=False).predict(handle_file(photos["pair.jpg"]), api_name="/predict")
+            assert len(item["faces"]) == 2
+            assert asked == ["/startup-report"]
+        scheduler.shutdown()
 
 
 @with_browser
