@@ -4,6 +4,8 @@ import importlib.util
 import io
 import math
 import os
+import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import cv2
 import joblib
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image, JpegImagePlugin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +24,8 @@ from emotion.labels import IMAGE_SIZE
 MAX_PIXELS: Final = 52_000_000
 """Largest picture that is opened: what cameras sell as 50 megapixels has up to 51.3 million pixels."""
 _TOO_LARGE: Final = f"more than {MAX_PIXELS / 1e6:.0f} megapixels; give a smaller copy."
+MAX_FILE: Final = 320 * 2**20
+"""Largest file that is read, in bytes: as many pixels of 16 bits in three colours, uncompressed."""
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 """Formats that are opened. Pillow knows more, but some of them start other programs."""
 SEARCH_SIDE: Final = 640
@@ -53,6 +57,18 @@ TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns a picture upright, by its EXIF orientation (CIPA DC-008, tag 0x0112)."""
+ORIENTATION: Final = 0x0112
+
+# What a reader may do before the first pixel and after it, and how often a JPEG may go over its pixels. Photos stay far
+# below: they have some ten parts beside the picture, about 5 MB with a depth map in it, and ten passes (CMYK: thirty).
+_READS_TO_OPEN: Final = 10_000
+_BYTES_TO_OPEN: Final = 16 * 2**20
+_TIFF_BYTES_TO_OPEN: Final = 2 * 2**20
+_READS_TO_LOAD: Final = 500_000
+_MAX_PARTS: Final = 1000
+_MAX_PASSED_PIXELS: Final = 64 * MAX_PIXELS
+# What starts a part of a JPEG: neither an escaped 0xff, nor padding, nor a restart within a pass (ITU-T T.81, B.1.1).
+_JPEG_PART: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> Image.Image:
@@ -78,7 +94,7 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> Image.I
     if isinstance(source, Image.Image):
         return _decode(source, "The PIL image")
     if isinstance(source, bytes):
-        return _read(io.BytesIO(source), f"The picture of {len(source)} bytes")
+        return _read(source, f"The picture of {len(source)} bytes")
     if not isinstance(source, (str, Path)):
         raise ValueError(
             f"A picture cannot be a {type(source).__name__}; give a path, bytes, PIL image or NumPy array."
@@ -90,20 +106,84 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> Image.I
         raise FileNotFoundError(f"{name} does not exist; give the path of a picture.")
     if not os.access(source, os.R_OK):
         raise ValueError(f"{name} may not be read; change its permissions or give another picture.")
-    with open(source, "rb") as stream:
-        return _read(stream, name)
+    size = os.path.getsize(source)
+    if size > MAX_FILE:
+        raise ValueError(f"{name} has {size:,} bytes, more than {MAX_FILE:,}; give a smaller copy.")
+    return _read(Path(source).read_bytes(), name)
 
 
-def _read(stream: io.BufferedIOBase, name: str) -> Image.Image:
+class _Overdone(ValueError):
+    """A file that takes more work than any honest one of its size."""
+
+
+class _Metered(io.BytesIO):
+    """A file in memory that may be read only so often.
+
+    Pillow's readers are quick with photos, but a small file can be made that costs some of them minutes or gigabytes:
+    millions of empty parts, a comment in tiny pieces, a table whose every entry names the same megabyte.
+    """
+
+    def allow(self, reads: int, size: int) -> None:
+        self._reads, self._bytes = reads, size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        # WebP's reader takes all at once, and looks at it in C.
+        if size is not None and size >= 0:
+            self._reads -= 1
+            self._bytes -= len(data)
+            if self._reads < 0 or self._bytes < 0:
+                raise _Overdone
+        return data
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """A JPEG whose EXIF and MPF blocks Pillow leaves alone: it would read either with a reader that knows no limit."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+def _read(data: bytes, name: str) -> Image.Image:
+    stream = _Metered(data)
+    stream.allow(_READS_TO_OPEN, _TIFF_BYTES_TO_OPEN if data[:2] in (b"II", b"MM") else _BYTES_TO_OPEN)
     try:
-        image = Image.open(stream, formats=FORMATS)
+        if data.startswith(b"\xff\xd8\xff"):
+            image: Image.Image = _Jpeg(stream)
+            if _passed_pixels(data, stream.tell(), image) > _MAX_PASSED_PIXELS:
+                raise _Overdone
+        else:
+            image = Image.open(stream, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"{name} has {_TOO_LARGE}") from None
+    except _Overdone:
+        raise ValueError(_overdone(name)) from None
     except Exception:  # Pillow's readers raise anything on hostile bytes.
         raise ValueError(
             f"{name} is not a picture; give an intact {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
         ) from None
+    # A TIFF's tables are read again, and every pixel once.
+    stream.allow(_READS_TO_LOAD, 2 * len(data) + _TIFF_BYTES_TO_OPEN)
     return _decode(image, name)
+
+
+def _overdone(name: str) -> str:
+    return f"{name} holds far more parts or data beside its pixels than a photo does; save it anew and give that copy."
+
+
+def _passed_pixels(data: bytes, start: int, image: Image.Image) -> int:
+    """Pixels of a JPEG times the passes over them; the first one's head ends at `start`.
+
+    A pass can be a few bytes long, and costs as much as one of megabytes.
+    """
+    passes = 1
+    for _ in range(_MAX_PARTS):
+        part = _JPEG_PART.search(data, start)
+        if part is None or part[0] == b"\xff\xd9":
+            return passes * min(image.width * image.height, MAX_PIXELS)
+        passes += part[0] == b"\xff\xda"
+        start = part.end() + int.from_bytes(data[part.end() : part.end() + 2], "big")
+    raise _Overdone
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
@@ -113,8 +193,10 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels, {_TOO_LARGE}")
     try:
         image.load()
-        turn = TURNS.get(_orientation(image))
+        turn = TURNS.get(_orientation(image.info.get("exif", b"")))
         upright = _to_rgb(image if turn is None else image.transpose(turn))
+    except _Overdone:
+        raise ValueError(_overdone(name)) from None
     except Exception:  # As above.
         raise ValueError(
             f"{name} is damaged or cut short, or in an unknown colour space; give an intact copy."
@@ -125,11 +207,23 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     return upright
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(exif: bytes) -> int:
+    """The orientation in an EXIF block, 1 for none. Pillow's own reader copies whatever a damaged one points at.
+
+    A TIFF has no such block here: Pillow turns it while it loads it.
+    """
+    exif = exif.removeprefix(b"Exif\0\0")
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # A damaged EXIF block is no reason to refuse the picture.
-        return 1
+        order = {b"II*\0": "<", b"MM\0*": ">"}[exif[:4]]
+        (start,) = struct.unpack_from(f"{order}L", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, start)
+        for entry in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHLH", exif, entry)
+            if tag == ORIENTATION:
+                return value
+    except (KeyError, struct.error):  # A damaged EXIF block is no reason to refuse the picture.
+        pass
+    return 1
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -393,9 +487,13 @@ def _cut_grey(image: Image.Image, centre: complex, side: float, turn: complex = 
     # Half the diagonal reaches every corner of a turned square; two pixels more feed the interpolation. OpenCV
     # takes no picture wider than 32767 pixels, and there is no need to make a large photo grey for one face.
     reach = side * math.sqrt(0.5) + 2
-    left, top = max(0, math.floor(centre.real - reach)), max(0, math.floor(centre.imag - reach))
+    # One pixel of the photo at least: the edge that is repeated.
+    left, top = (
+        min(max(0, math.floor(at - reach)), length - 1)
+        for at, length in zip((centre.real, centre.imag), image.size, strict=True)
+    )
     right, bottom = math.ceil(centre.real + reach), math.ceil(centre.imag + reach)
-    region = image.crop((left, top, min(image.width, right), min(image.height, bottom)))
+    region = image.crop((left, top, max(left + 1, min(image.width, right)), max(top + 1, min(image.height, bottom))))
     pixels = np.asarray(region.convert("L"))
     return _cut(pixels, centre - complex(left, top), side, IMAGE_SIZE, cv2.BORDER_REPLICATE, turn)
 
@@ -413,13 +511,25 @@ def crop_face(image: Image.Image, face: Face) -> np.ndarray:
 
     Returns:
         Grey uint8 (48, 48), 0-255.
+
+    Raises:
+        ValueError: if the face cannot be one of this photo: its box has no area or more than three times the photo's
+            shorter side, its middle lies outside by more than its size, its landmarks are ten times its size away, or
+            a number is not finite.
     """
     x, y, width, height = face.box
-    side = FRAME_SCALE * math.sqrt(width * height)
+    side = FRAME_SCALE * math.sqrt(width * height) if width > 0 < height else 0
+    centre = complex(x + width / 2, y + height / 2)
     points = np.array(face.landmarks) @ (1, 1j)
+    beyond = max(abs(2 * centre.real - image.width) - image.width, abs(2 * centre.imag - image.height) - image.height)
+    if not (0 < side <= 3 * min(image.size) and beyond <= 2 * side and np.abs(points - centre).max() <= 10 * side):
+        raise ValueError(
+            f"The box {face.box} with its landmarks is no face of a photo of {image.width} x {image.height} pixels; "
+            "give one that FaceDetector.detect found in it."
+        )
     turn = complex(np.vdot(UPRIGHT - UPRIGHT.mean(), points))
     turn = turn / abs(turn) if turn else 1
-    centre = complex(x + width / 2, y + height / 2) + 1j * turn * FRAME_SHIFT * side
+    centre += 1j * turn * FRAME_SHIFT * side
     return _cut_grey(image, centre, side, turn)
 
 
