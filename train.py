@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from emotion.checkpoint import save_checkpoint
 from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
 from emotion.evaluate import compute_logits, fit_temperature, report, save_report
 from emotion.hub import check_target, push
 from emotion.labels import LABEL_SETS
 from emotion.runs import log_run
-from emotion.trainer import RECIPES, TrainingConfig, fit
+from emotion.trainer import RECIPES, TrainingConfig, TrainingDiverged, fit
 
 HELD_OUT = 0.1
 
@@ -95,26 +97,27 @@ def main(arguments: list[str] | None = None) -> int:
             check_target(options.push_to_hub)
         training, validation, split = load_splits(options, config.soft_targets)
         model = fit(config, training, validation, options.output, options.resume)
+        if int(os.environ.get("RANK", 0)) > 0:  # one of several processes: the first one does the rest
+            return 0
+        logits = compute_logits(model, validation, tta=True)
+        model.temperature = fit_temperature(logits[0], validation.class_indices)
+        save_checkpoint(model, options.output)
+        metrics = report(model, logits, validation, split, options.labels, training)
+        save_report(metrics, options.output)
+        log_run(options.log or options.output.parent / "log.jsonl", options.output)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:  # diverged, or no ImageNet weights
+    except TrainingDiverged as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:  # no ImageNet weights, or what the other processes leave behind when one of them ends
+        hint = " If a process has ended, the same command with --resume goes on." if dist.is_initialized() else ""
+        print(f"train.py: {error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command with --resume goes on.", file=sys.stderr)
         return 130
-    if int(os.environ.get("RANK", 0)) > 0:  # one of several processes: the first one does the rest
-        return 0
-    logits = compute_logits(model, validation, tta=True)
-    model.temperature = fit_temperature(logits[0], validation.class_indices)
-    save_checkpoint(model, options.output)
-    metrics = report(model, logits, validation, split, options.labels, training)
-    save_report(metrics, options.output)
-    try:
-        log_run(options.log or options.output.parent / "log.jsonl", options.output)
-    except OSError as error:
-        print(f"train.py: the network is in {options.output}, but not in the log: {error}", file=sys.stderr)
     for name in ("plain", "tta", "unseen"):
         if result := metrics.get(name):
             print(

@@ -5,11 +5,12 @@ plain values only, and every tensor's name, shape, type and values are checked a
 """
 
 import hashlib
+import io
 import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,29 @@ def atomic_write(file: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `file`, which becomes `file` only when the block ends without an error.
 
     Whoever reads `file`, also after a kill or a power cut, finds the previous content or the new one, never a part.
+
+    Raises:
+        OSError: if it cannot be written, such as on a full disk or in a folder that is read-only.
     """
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     # The name is always the same, so that what a kill leaves behind is overwritten by the next attempt.
     temporary = file.with_name(f".{file.name}.tmp")
     try:
+        with suppress(FileExistsError):  # as a folder, or as a file, which opening one in it tells better
+            file.parent.mkdir(parents=True)
         yield temporary
         with open(temporary, "r+b") as written:
             os.fsync(written.fileno())
         os.replace(temporary, file)
+    except OSError as error:
+        if error.errno is None:  # a sentence already
+            raise
+        raise OSError(
+            f"Cannot write {file}: {error.strerror}. Make room or give another folder; what it held is unchanged."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def save_checkpoint(
@@ -190,7 +202,7 @@ def save_pth(
         "total_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     with atomic_write(file) as temporary:
-        torch.save(content, temporary)
+        _save_torch(content, temporary)
     return Path(file)
 
 
@@ -201,7 +213,7 @@ def save_training_state(state: Mapping[str, Any], file: str | Path) -> Path:
         ValueError: if `state` holds anything else, which could not be read back; the previous file stays then.
     """
     with atomic_write(file) as temporary:
-        torch.save(dict(state), temporary)
+        _save_torch(dict(state), temporary)
         try:
             load_training_state(temporary)
         except ValueError as error:
@@ -407,6 +419,13 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
             f"{file} is damaged or not a safetensors file of at most 64 MiB; get it again, or {ACCEPTED}."
         ) from error
     return state
+
+
+def _save_torch(content: dict[str, Any], file: Path) -> None:
+    # Not into the file: where the disk is full, PyTorch does not say so, but fails an assertion of its own.
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    file.write_bytes(stream.getbuffer())
 
 
 def _load_torch(file: Path) -> dict[str, Any]:

@@ -279,13 +279,10 @@ def save_report(metrics: dict[str, Any], folder: str | Path) -> None:
     """
     folder = Path(folder)
     with ExitStack() as stack:  # no file is replaced before all are written
-        metrics_file, confusion_file, reliability_file = (
-            stack.enter_context(atomic_write(folder / name))
-            for name in ("metrics.json", "confusion.png", "reliability.png")
-        )
-        metrics_file.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        plot_confusion(metrics["plain"], confusion_file)
-        plot_reliability(metrics["plain"], reliability_file)
+        file = stack.enter_context(atomic_write(folder / "metrics.json"))
+        file.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        plot_confusion(metrics["plain"], stack.enter_context(atomic_write(folder / "confusion.png")))
+        plot_reliability(metrics["plain"], stack.enter_context(atomic_write(folder / "reliability.png")))
 
 
 def plot_confusion(result: dict[str, Any], file: str | Path | BinaryIO) -> None:

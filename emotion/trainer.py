@@ -318,6 +318,7 @@ def fit(
         ValueError: if the labels differ, there are fewer training faces than two per process, or `resume` finds a run
             of another configuration or other data.
         FileExistsError: if `output` holds a network and `resume` is false.
+        OSError: if `output` cannot be written; what it held, and so the last complete epoch, stays.
         TrainingDiverged: if the loss stops being finite; the best weights so far stay in `output`.
     """
     # Imported here because it takes a second that inference need not pay.
@@ -327,7 +328,6 @@ def fit(
     if training.labels != validation.labels:
         raise ValueError(f"Training labels are {training.labels}, validation labels {validation.labels}; use one set.")
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     state_file = output / STATE_FILE
     if not resume and any((output / name).exists() for name in (STATE_FILE, "model.safetensors")):
         raise FileExistsError(f"{output} already holds a network; pass --resume to go on with it, or another --output.")
@@ -405,6 +405,12 @@ def fit(
             averaged.load_state_dict(state["averaged"])
         history = state["history"]
 
+    def write_history() -> None:
+        with atomic_write(output / "history.json") as file:
+            file.write_text(json.dumps(history, indent=2) + "\n")
+
+    if accelerator.is_main_process:
+        write_history()  # a folder that takes no files shall show before an epoch's work
     while not _finished(config, history):
         epoch, started = len(history), time.perf_counter()
         torch.manual_seed(_derived_seed(config.seed, epoch, f"dropout {accelerator.process_index}"))
@@ -461,8 +467,7 @@ def fit(
             )
             if marker:
                 save_checkpoint(candidate, output, training_config=identity)
-            with atomic_write(output / "history.json") as file:
-                file.write_text(json.dumps(history, indent=2) + "\n")
+            write_history()
             with atomic_write(output / "curves.png") as file:
                 plot_history(history, file)
             # Last, so that a run cut anywhere above repeats this epoch as if it had never begun.

@@ -5,10 +5,8 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -158,55 +156,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     state = load_training_state(folder / STATE_FILE)
     assert (folder / "model.safetensors").exists()
     return {**state["network"], **{f"average of {k}": v for k, v in (state["averaged"] or {}).items()}}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {
-            "optimizer": "sgd",
-            "schedule": "cosine",
-            "ema_decay": 0.9,
-            "image_sizes": (16, 16, 24),
-            "unfreeze_every": 1,
-            "hard_epochs": 1,
-            "label_smoothing": 0.1,
-        },
-    ],
-    ids=["original", "sgd"],
-)
-@pytest.mark.parametrize("cut_after", ["start", "first epoch"])
-def test_a_killed_run_resumes_to_identical_weights(
-    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path, changes: dict, cut_after: str
-) -> None:
-    config = dataclasses.replace(QUICK, **changes)
-    fit(config, faces, other_faces, tmp_path / "whole")
-
-    settings, output = dataclasses.asdict(config), str(tmp_path / "cut")
-    program = (
-        f"import torch; torch.set_num_threads({torch.get_num_threads()}); "
-        "from emotion.demo import make_dataset; from emotion.trainer import TrainingConfig, fit; "
-        f"fit(TrainingConfig(**{settings!r}), make_dataset(56, seed=1), make_dataset(28, seed=2), {output!r})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL)
-    sign = tmp_path / "cut" / (STATE_FILE if cut_after == "first epoch" else "")
-    while not sign.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    if cut_after == "first epoch":
-        assert 1 <= len(load_training_state(sign)["history"]) < config.epochs
-    else:
-        assert not (sign / STATE_FILE).exists()
-
-    fit(config, faces, other_faces, tmp_path / "cut", resume=True)
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    kept, expected = (load_checkpoint(tmp_path / name).state_dict() for name in ("cut", "whole"))
-    assert all(torch.equal(kept[name], expected[name]) for name in expected)
 
 
 def test_best_epoch_is_kept_and_patience_ends_the_run(

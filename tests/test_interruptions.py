@@ -1,0 +1,287 @@
+"""Trainings that are killed, run out of disk, or lose their folder, data or fellow process: none loses an epoch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_trainer import write_csv
+
+from emotion.checkpoint import load_checkpoint, load_training_state
+from emotion.trainer import STATE_FILE
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 300  # seconds; a loaded machine is slow
+# 16-pixel pictures cost a ninth of the arithmetic and go through the same code.
+QUICK = ("--epochs", "3", "--batch-size", "14", "--image-sizes", "16")
+RECIPES = {
+    "original": QUICK,
+    "all options": (
+        *(*QUICK, "16", "24", "--optimizer", "sgd", "--schedule", "cosine", "--ema-decay", "0.9"),
+        *("--unfreeze-every", "1", "--hard-epochs", "1", "--label-smoothing", "0.1"),
+    ),
+}
+WRITTEN = (STATE_FILE, "model.safetensors")
+"""What takes longest to write."""
+
+SERVER = """
+import json, os, resource, sys
+import accelerate, matplotlib.figure, torch, train
+torch.set_num_threads(1)
+for line in sys.stdin:
+    order = json.loads(line)
+    if isinstance(order, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(order, 0)[1]), flush=True)
+    elif child := os.fork():
+        print(child, flush=True)
+    else:
+        os.environ.update(order["variables"])
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1), os.dup2(log, 2)
+        if order["limit"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (order["limit"],))
+        sys.exit(train.main(order["arguments"]))
+"""
+"""Starts `train.py` in a process of its own for every order; importing torch each time would take longer than all."""
+
+
+@dataclass
+class Trainings:
+    """Runs of `train.py` on the same drawn faces, on one thread."""
+
+    orders: IO[str]
+    answers: IO[str]
+    folder: Path
+    logs: dict[int, Path] = field(default_factory=dict)
+
+    def start(self, *arguments: object, limit: int = 0, **variables: object) -> int:
+        """Start `train.py ARGUMENTS` where no file may exceed `limit` bytes; returns the process's number."""
+        log = self.folder / f"{len(self.logs)}.log"
+        given = [str(argument) for argument in ("--data", self.folder / "fer2013.csv", *arguments)]
+        variables = {name: str(value) for name, value in variables.items()}
+        order = {"arguments": given, "variables": variables, "limit": limit, "log": str(log)}
+        process = self._ask(order)
+        self.logs[process] = log
+        return process
+
+    def end(self, process: int) -> tuple[int, str]:
+        """Wait for a process; its exit code (negative: the signal) and what it printed."""
+        return self._ask(process), self.logs[process].read_text()
+
+    def run(self, *arguments: object, limit: int = 0) -> tuple[int, str]:
+        return self.end(self.start(*arguments, limit=limit))
+
+    def _ask(self, order: object) -> int:
+        print(json.dumps(order), file=self.orders, flush=True)
+        return int(self.answers.readline())
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    folder = tmp_path_factory.mktemp("trainings")
+    write_csv(folder)
+    environment = os.environ | {
+        "EMOTION_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        yield Trainings(server.stdin, server.stdout, folder)
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def whole(trainings: Trainings) -> Callable[[str], tuple[Path, float]]:
+    """Folder and duration in seconds of the uninterrupted run of one of `RECIPES`."""
+    done: dict[str, tuple[Path, float]] = {}
+
+    def run(recipe: str) -> tuple[Path, float]:
+        if recipe not in done:
+            output, started = trainings.folder / recipe, time.monotonic()
+            code, said = trainings.run(*RECIPES[recipe], "--output", output)
+            assert code == 0, said
+            done[recipe] = output, time.monotonic() - started
+        return done[recipe]
+
+    return run
+
+
+def wait_for(happened: Callable[[], bool], process: int) -> bool:
+    """Wait until something happens, or the process ends; returns which of the two."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        if Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return False
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return True
+
+
+def assert_same(output: Path, expected: Path) -> None:
+    """The two runs ended with the same weights, state, calibration and figures."""
+    for name in ("model.safetensors", "config.json", "metrics.json"):
+        assert (output / name).read_bytes() == (expected / name).read_bytes(), name
+    one, other = (load_training_state(folder / STATE_FILE) for folder in (output, expected))
+    for part in ("network", "averaged"):
+        tensors, wanted = one[part] or {}, other[part] or {}
+        assert tensors.keys() == wanted.keys()
+        assert all(np.array_equal(tensors[name], wanted[name]) for name in wanted)
+    assert not list(output.glob(".*")), "nothing is left of what a kill interrupted"
+
+
+def assert_intact(output: Path) -> None:
+    """Whatever a cut run left can be read: weights and training state are missing or whole."""
+    if (output / "model.safetensors").exists():
+        load_checkpoint(output)
+    if (output / STATE_FILE).exists():
+        load_training_state(output / STATE_FILE)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_runs_resume_to_identical_weights(
+    trainings: Trainings, whole: Callable, tmp_path: Path, recipe: str, kills: int
+) -> None:
+    expected, seconds = whole(recipe)
+    rng = np.random.default_rng(kills)
+    killed, torn, runs = 0, 0, 0
+    while killed < kills:  # a run that ends before it is killed is compared, and the next one begun
+        output = tmp_path / str(runs)
+        runs += 1
+        code = None
+        while code != 0:
+            process = trainings.start(*RECIPES[recipe], "--output", output, "--resume")
+            if killed % 2:  # in the middle of writing a checkpoint
+                temporary = output / f".{rng.choice(WRITTEN)}.tmp"
+                temporary.unlink(missing_ok=True)
+                killing = killed < kills and wait_for(temporary.exists, process)
+                time.sleep(rng.uniform(0, 0.03))
+            else:
+                moment = time.monotonic() + rng.uniform(0, seconds)
+                killing = killed < kills and wait_for(lambda moment=moment: time.monotonic() > moment, process)
+            if killing:
+                os.kill(process, 9)
+            code, said = trainings.end(process)
+            assert code in (0, -9), said
+            if code:
+                killed += 1
+                torn += any((output / f".{name}.tmp").exists() for name in WRITTEN)
+                assert_intact(output)
+        assert_same(output, expected)
+    assert torn, "none was killed while it wrote"
+    print(
+        f"{recipe}: {killed} kills, {torn} of them while a checkpoint was written; {runs} runs ended as the whole one"
+    )
+
+
+def cut_after_first_epoch(trainings: Trainings, output: Path) -> dict[str, bytes]:
+    """Kill a run when its first epoch is complete; what it left."""
+    process = trainings.start(*RECIPES["original"], "--output", output)
+    assert wait_for((output / STATE_FILE).exists, process)
+    os.kill(process, 9)
+    trainings.end(process)
+    return {name: (output / name).read_bytes() for name in WRITTEN}
+
+
+def assert_refused(answer: tuple[int, str], sentence: str) -> None:
+    code, said = answer
+    assert (code, sentence in said) == (2, True), said
+    assert "Traceback" not in said and len([line for line in said.splitlines() if line.startswith("train.py")]) == 1
+
+
+@pytest.mark.parametrize(("limit", "name"), [(5_000_000, "model.safetensors"), (30_000_000, STATE_FILE)])
+def test_a_full_disk_costs_no_complete_epoch(
+    trainings: Trainings, whole: Callable, tmp_path: Path, limit: int, name: str
+) -> None:
+    output = tmp_path / "run"
+    full = trainings.run(*RECIPES["original"], "--output", output, limit=limit)
+    assert_refused(full, f"Cannot write {output / name}: File too large. Make room or give another folder")
+    assert_intact(output)
+    assert not list(output.glob(".*"))
+    if name == STATE_FILE:
+        before = cut_after_first_epoch(trainings, tmp_path / "cut")
+        full = trainings.run(*RECIPES["original"], "--output", tmp_path / "cut", "--resume", limit=limit)
+        assert_refused(full, f"Cannot write {tmp_path / 'cut' / name}")
+        assert (tmp_path / "cut" / name).read_bytes() == before[name]
+        assert trainings.run(*RECIPES["original"], "--output", tmp_path / "cut", "--resume")[0] == 0
+        assert_same(tmp_path / "cut", whole("original")[0])
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    if os.geteuid():
+        folder.chmod(0o555)
+        yield
+        folder.chmod(0o755)
+    else:  # permissions do not bind root, mounts do
+        if subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode:
+            pytest.skip("root without the right to mount")
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+            yield
+        finally:
+            subprocess.run(["umount", folder], check=True)
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_an_epoch(trainings: Trainings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = trainings.run(*RECIPES["original"], "--output", tmp_path / "file")
+    assert_refused(refused, f"Cannot write {tmp_path / 'file/history.json'}: Not a directory.")
+    before = cut_after_first_epoch(trainings, tmp_path / "run")
+    with read_only(tmp_path / "run"):
+        refused = trainings.run(*RECIPES["original"], "--output", tmp_path / "run", "--resume")
+    assert_refused(refused, f"Cannot write {tmp_path / 'run/history.json'}: ")
+    assert "epoch" not in refused[1]
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+
+
+def test_a_data_file_that_has_changed_is_refused(trainings: Trainings, tmp_path: Path) -> None:
+    before = cut_after_first_epoch(trainings, tmp_path / "run")
+    table = pd.read_csv(trainings.folder / "fer2013.csv")
+    table.loc[0, "emotion"] = (table.loc[0, "emotion"] + 1) % 7
+    table.to_csv(tmp_path / "changed.csv", index=False)
+    changed = trainings.run(
+        *RECIPES["original"], "--data", tmp_path / "changed.csv", "--output", tmp_path / "run", "--resume"
+    )
+    assert_refused(changed, f"{tmp_path / 'run'} holds a run with other data (")
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+
+
+def test_when_one_process_is_killed_the_others_say_so_and_all_resume(trainings: Trainings, tmp_path: Path) -> None:
+    def start(output: Path, *more: object) -> list[int]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        group = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        arguments = (*QUICK, "--batch-size", 7, "--output", output, *more)
+        return [trainings.start(*arguments, RANK=rank, LOCAL_RANK=rank, **group) for rank in range(2)]
+
+    first, second = start(tmp_path / "cut")
+    assert wait_for((tmp_path / "cut" / STATE_FILE).exists, first)
+    os.kill(second, 9)
+    assert trainings.end(second)[0] == -9
+    code, said = trainings.end(first)
+    assert code == 1, said
+    assert "If a process has ended, the same command with --resume goes on." in said
+    assert_intact(tmp_path / "cut")
+    for process in (*start(tmp_path / "cut", "--resume"), *start(tmp_path / "whole")):
+        code, said = trainings.end(process)
+        assert code == 0, said
+    assert_same(tmp_path / "cut", tmp_path / "whole")
