@@ -65,18 +65,21 @@ class FaceFollower:
             return 0.0
         return (len(self._frames) - 1) / (self._frames[-1] - self._frames[0])
 
-    def update(self, found: Sequence[Prediction], now: float) -> None:
+    def update(self, found: Sequence[Prediction], now: float) -> list[int]:
         """Take in the faces of one frame.
 
         Args:
             found: the faces of the frame, in any order.
             now: when it was taken, in seconds on any clock; later than the frame before.
+
+        Returns:
+            The number of every face in `found`.
         """
         numbers = _match(self.faces, found)
         for index, face in enumerate(found):
             number = numbers.get(index)
             if number is None:
-                number = next(n for n in count(1) if n not in self.faces)
+                number = numbers[index] = next(n for n in count(1) if n not in self.faces)
                 smoothed = face.probabilities
             else:
                 share = 1 - math.exp((self._seen[number] - now) / SMOOTHING_SECONDS)
@@ -99,6 +102,7 @@ class FaceFollower:
         if self.faces and (last is None or now - last.time >= TIMELINE_STEP):
             number = last.number if last and last.number in self.faces else max(self.faces, key=self._area)
             self.timeline.append(Sample(now, number, self.faces[number].probabilities))
+        return [numbers[index] for index in range(len(found))]
 
     def _area(self, number: int) -> float:
         return self.faces[number].box[2] * self.faces[number].box[3]

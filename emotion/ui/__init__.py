@@ -26,12 +26,13 @@ from gradio.components import Component
 
 from emotion.ui.about import about_tab
 from emotion.ui.augmentation import augmentation_tab
-from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, SWEEP_SECONDS
+from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, MAX_MEGABYTES, SWEEP_SECONDS
 from emotion.ui.live import live_tab
 from emotion.ui.look import CSS, PIXELS
 from emotion.ui.networks import Network, load_networks
 from emotion.ui.photo import photo_tab
 from emotion.ui.tools import Tools
+from emotion.ui.video import video_tab
 
 __all__ = ["LAUNCH_OPTIONS", "build_page", "load_networks"]
 
@@ -39,6 +40,7 @@ TITLE: Final = "What does this face express?"
 TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dict[str, Component]]]]] = {
     "photo": ("Photo", photo_tab),
     "live": ("Live", live_tab),
+    "video": ("Video", video_tab),
     "augmentation": ("Augmentation", augmentation_tab),
     "about": ("The model", about_tab),
 }
@@ -83,7 +85,7 @@ LAUNCH_OPTIONS: Final[dict[str, Any]] = {
     "css": CSS + EXAMPLE_CSS,
     "run_history": False,
     "footer_links": ["api", "settings"],
-    "max_file_size": "64mb",
+    "max_file_size": f"{MAX_MEGABYTES}mb",
 }
 """Keyword arguments of `gr.Blocks.launch` for the page; address and sharing are the caller's."""
 

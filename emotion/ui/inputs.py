@@ -1,15 +1,20 @@
-"""What visitors give: pictures of their own, which only this machine reads, or one of the examples."""
+"""What visitors give: pictures and clips of their own, which only this machine reads, or one of the examples."""
 
 import base64
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Collection, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
+from uuid import uuid4
 
+import av
 import gradio as gr
 from gradio.components import Component
 from gradio.components.file import ListFiles
-from gradio.data_classes import ImageData
+from gradio.data_classes import FileData, ImageData
+from gradio.processing_utils import save_bytes_to_cache
 from gradio_client.utils import is_http_url_like
 from PIL import Image
 
@@ -20,6 +25,8 @@ from emotion.ui.look import data_url
 SWEEP_SECONDS: Final = 60
 KEEP_SECONDS: Final = 180
 """Once a minute, uploads older than three minutes are deleted."""
+MAX_MEGABYTES: Final = 64
+"""Largest upload."""
 FORGOTTEN_MINUTES: Final = (SWEEP_SECONDS + KEEP_SECONDS) // 60
 FRAME_CONSTRAINTS: Final = {"width": {"ideal": 640}, "height": {"ideal": 480}, "facingMode": "user"}
 """What is asked of the camera: no more pixels than the search for faces uses."""
@@ -36,6 +43,21 @@ EXAMPLE_CSS: Final = "".join(
     for name, file in EXAMPLES.items()
 )
 """Style sheet of `example_input`."""
+CLIPS: Final = {
+    name: rows
+    for name, rows in {
+        "one face": [["neutral", "happy", "surprise", "sad", "angry"]],
+        "two faces": [["happy", "neutral", "disgust"], ["neutral", "surprise", "sad"]],
+    }.items()
+    if {face for row in rows for face in row} <= EXAMPLES.keys()
+}
+"""What each face of an example clip passes through, in names of `EXAMPLES`, by the clip's name."""
+CLIP_SIZE: Final = 240
+CLIP_FACE: Final = 160
+CLIP_RATE: Final = 10
+"""Sides of the picture around a face and of the face in it, in pixels; frames per second."""
+HOLD_SECONDS: Final = 1.2
+FADE_SECONDS: Final = 0.8
 
 
 def example_input(elem_id: str, render: bool = True) -> gr.Radio:
@@ -86,14 +108,90 @@ def photo_input(elem_id: str, example: gr.Radio) -> gr.Image:
     # Not in a subclass: gradio writes a .pyi file beside the module of every subclass.
     photo.preprocess = uploaded_path
     _fetch_nothing(photo)
+    _fill(photo, example, lambda name: str(EXAMPLES[name]), [photo.input, photo.clear])
+    return photo
+
+
+def clip_input(elem_id: str, example: gr.Radio) -> gr.Video:
+    """A video input that hands over the path of the upload, the recording or the example unopened, or None without one.
+
+    `emotion.video.Clip` opens it. FFmpeg, as gradio calls it, never does: it follows whatever a file refers to.
+
+    Args:
+        elem_id: identifier for style sheets and tests.
+        example: a choice of `CLIPS`, with the same effect as in `photo_input`.
+    """
+    clip = gr.Video(
+        label="Your clip",
+        sources=["upload", "webcam"],
+        height=280,
+        buttons=[],
+        # The microphone is not asked for.
+        include_audio=False,
+        webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": FRAME_CONSTRAINTS}),
+        elem_id=elem_id,
+    )
+
+    def uploaded_path(payload: FileData | None) -> str | None:
+        return None if payload is None else _uploaded(clip, payload.path)
+
+    def shown(path: str | None) -> FileData | None:
+        return None if path is None else FileData(path=path)
+
+    def drawn(name: str) -> str:
+        # A name of its own: while one visitor's copy is written, another's is read.
+        return save_bytes_to_cache(draw_clip(CLIPS[name]), f"{uuid4().hex}.mp4", clip.GRADIO_CACHE)
+
+    clip.preprocess, clip.postprocess = uploaded_path, shown
+    _fetch_nothing(clip)
+    _fill(clip, example, drawn, [clip.input, clip.clear, clip.stop_recording])
+    return clip
+
+
+def draw_clip(rows: Sequence[Sequence[str]]) -> bytes:
+    """An MP4 in which one example face passes into the next, without a real person.
+
+    Args:
+        rows: for each face, from left to right, the names of `EXAMPLES` that it passes through; equally many for each.
+    """
+    step = round(CLIP_RATE * (HOLD_SECONDS + FADE_SECONDS))
+    margin = (CLIP_SIZE - CLIP_FACE) // 2
+    faces = [
+        [
+            Image.open(EXAMPLES[name]).convert("L").resize((CLIP_FACE, CLIP_FACE), Image.Resampling.BICUBIC)
+            for name in row
+        ]
+        for row in rows
+    ]
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        track = container.add_stream("libx264", CLIP_RATE)
+        track.width, track.height, track.pix_fmt = CLIP_SIZE * len(rows), CLIP_SIZE, "yuv420p"
+        for number in range(step * len(rows[0]) - round(CLIP_RATE * FADE_SECONDS)):
+            index, tick = divmod(number, step)
+            share = max(0.0, tick / CLIP_RATE - HOLD_SECONDS) / FADE_SECONDS
+            picture = Image.new("L", (track.width, track.height), 128)
+            for column, row in enumerate(faces):
+                now = row[index] if share == 0 else Image.blend(row[index], row[index + 1], share)
+                picture.paste(now, (CLIP_SIZE * column + margin, margin))
+            frame = av.VideoFrame.from_image(picture.convert("RGB"))
+            frame.pts, frame.time_base = number, Fraction(1, CLIP_RATE)
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
+    return stream.getvalue()
+
+
+def _fill(
+    given: Component, example: gr.Radio, find: Callable[[str], str], events: Collection[Callable[..., object]]
+) -> None:
+    """Put the example that is chosen into an input; `find` gives its path, and `events` clear the choice."""
 
     def put(name: str | None, path: str | None) -> str | None:
-        # Not `gr.skip`: whatever updates a component makes gradio forget the function above for the visitor.
-        return path if name is None else str(EXAMPLES[name])
+        # Not `gr.skip`: whatever updates a component makes gradio forget its replaced functions for the visitor.
+        return path if name is None else find(name)
 
-    example.change(put, [example, photo], photo, api_visibility="private", show_progress="hidden")
-    gr.on([photo.input, photo.clear], None, None, example, js="() => null", api_visibility="private")
-    return photo
+    example.change(put, [example, given], given, api_visibility="private", show_progress="hidden")
+    gr.on(events, None, None, example, js="() => null", api_visibility="private")
 
 
 def camera_input(elem_id: str) -> gr.Image:
@@ -142,9 +240,9 @@ def photos_input(label: str, elem_id: str) -> gr.UploadButton:
 
 
 def reason(error: Exception, path: str) -> str:
-    """What is wrong with the picture at `path`, for its owner: without the server's path."""
+    """What is wrong with the file at `path`, for its owner: without the server's path."""
     if isinstance(error, FileNotFoundError):
-        return f"This photo was deleted, as every photo is within {FORGOTTEN_MINUTES} minutes; give it again."
+        return f"This file was deleted, as every upload is within {FORGOTTEN_MINUTES} minutes; give it again."
     return str(error).replace(path, Path(path).name)
 
 

@@ -1,11 +1,12 @@
 """How the page looks: colours, style sheet, and a face, a picture or a figure as HTML."""
 
 import base64
+import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape, unescape
-from typing import Final
+from typing import Any, Final
 
 import gradio as gr
 import numpy as np
@@ -26,6 +27,8 @@ WIDTH: Final = 300
 """Of the timeline, in its own units; it is 100 high."""
 GAP_SECONDS: Final = 2
 """Times without a face that are longer interrupt the timeline."""
+SHORTEST_SECONDS: Final = 0.1
+"""Width of the timeline of a clip with a single frame."""
 SAVE_JS: Final = (
     "(url) => {{ const link = document.createElement('a'); link.href = url; link.download = '{name}'; link.click() }}"
 )
@@ -71,11 +74,11 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .number { display: inline-block; min-width: 1.5em; padding: 0 .4em; font-size: .875rem; font-weight: 650;
   line-height: 1.5; text-align: center; color: #fff; background: #111; border: 2px solid #fff; border-radius: 4px; }
 .faces { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
-.face { padding: 1rem; background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
-  border-radius: 8px; }
-.face h2 { display: flex; gap: .5rem; align-items: start; margin: 0 0 .75rem; font-size: 1.25rem; font-weight: 650;
-  overflow-wrap: anywhere; }
-.face h2 .number { flex: none; }
+.face, .track { padding: 1rem; background: var(--background-fill-primary); border-radius: 8px;
+  border: 1px solid var(--border-color-primary); }
+.face h2, .track h2 { display: flex; gap: .5rem; align-items: start; margin: 0 0 .75rem; font-size: 1.25rem;
+  font-weight: 650; overflow-wrap: anywhere; }
+:is(.face, .track) h2 .number { flex: none; }
 .face ol { list-style: none; margin: 0; padding: 0; display: grid; gap: .375rem; }
 .face li { display: grid; grid-template-columns: 5.5rem 1fr 3rem; gap: .5rem; align-items: center; }
 .face li > span:first-child { overflow-wrap: anywhere; }
@@ -123,6 +126,13 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .timeline ul { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 0; padding: 0;
   font-size: .875rem; }
 .timeline .bar { display: inline-block; width: .75rem; height: .75rem; border-radius: 3px; margin-right: .375rem; }
+.track { margin-bottom: 1rem; }
+.moments { list-style: none; margin: 0; padding: 0; display: grid; gap: .75rem;
+  grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); }
+.moments img { width: 6rem; height: 6rem; image-rendering: pixelated; border-radius: 4px; }
+.moments figcaption { font-size: .875rem; line-height: 1.4; margin-top: .25rem; }
+#video-result:has(.progress-text) { min-height: 8rem; }
+#video-input [aria-label="Trim video to selection"] { display: none; }
 .error { color: var(--error-text-color); }
 .rows.rows { width: 100%; border-collapse: collapse; border: 0; margin-top: .75rem; }
 .rows.rows :is(tr, th, td) { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; border: 0;
@@ -312,18 +322,22 @@ def _numbered(
     return end
 
 
-def timeline(samples: Sequence[Sample], labels: Sequence[str]) -> str:
-    """The last seconds of a face as HTML: a line for every probability, and in words what it was on average.
+def timeline(samples: Sequence[Sample], labels: Sequence[str], seconds: float | None = None) -> str:
+    """A face over time as HTML: a line for every probability, and in words what it was on average.
 
     Args:
-        samples: from the oldest to the newest, whose time is the right edge.
+        samples: from the oldest to the newest.
         labels: the classes, in the network's order.
+        seconds: length of the clip, from whose beginning times count. None stands for a camera: the right edge is the
+            time of the newest sample, and `TIMELINE_SECONDS` are shown.
     """
     lines, averages = "", dict.fromkeys(labels, 0.0)
+    width = TIMELINE_SECONDS if seconds is None else max(seconds, SHORTEST_SECONDS)
+    left = samples[-1].time - width if samples and seconds is None else 0
     for name in labels:
         path, before = "", None
         for sample in samples:
-            x = WIDTH * (1 - (samples[-1].time - sample.time) / TIMELINE_SECONDS)
+            x = WIDTH * (sample.time - left) / width
             y = 100 * (1 - sample.probabilities[name])
             # Another face, or a time without any, interrupts the line.
             apart = before is None or before.number != sample.number or sample.time - before.time > GAP_SECONDS
@@ -334,10 +348,16 @@ def timeline(samples: Sequence[Sample], labels: Sequence[str]) -> str:
     words = "No face yet"
     if samples:
         first, second = sorted(averages, key=averages.__getitem__, reverse=True)[:2]
+        from_to = samples[0].time, samples[-1].time
         words = (
-            f"In the last {max(1, round(samples[-1].time - samples[0].time))} seconds: on average {escape(first)} "
-            f"{percent(averages[first])}, {escape(second)} {percent(averages[second])}"
+            f"In the last {max(1, round(from_to[1] - from_to[0]))} seconds"
+            if seconds is None
+            else f"From {from_to[0]:.1f} to {from_to[1]:.1f} seconds"
         )
+        words += (
+            f": on average {escape(first)} {percent(averages[first])}, {escape(second)} {percent(averages[second])}"
+        )
+    edges = (f"{TIMELINE_SECONDS} s ago", "now") if seconds is None else ("0 s", f"{seconds:.1f} s")
     key = "".join(
         f'<li><span class="bar" style="background:{COLOURS.get(name, OTHER_COLOUR)}"></span>{escape(name)}</li>'
         for name in labels
@@ -345,7 +365,7 @@ def timeline(samples: Sequence[Sample], labels: Sequence[str]) -> str:
     return (
         f'<figure class="timeline"><figcaption>{words}</figcaption><svg role="img" aria-label="{words}" '
         f'viewBox="0 0 {WIDTH} 100" preserveAspectRatio="none">{lines}</svg>'
-        f"<p><span>{TIMELINE_SECONDS} s ago</span><span>now</span></p><ul>{key}</ul></figure>"
+        f"<p><span>{edges[0]}</span><span>{edges[1]}</span></p><ul>{key}</ul></figure>"
     )
 
 
@@ -356,10 +376,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def download(name: str, media_type: str, content: bytes, text: str) -> str:
-    """A link, as HTML, that saves `content` as a file called `name`; nothing is kept on the server."""
-    url = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-    return f'<a class="download" download="{name}" href="{url}">{text}</a>'
+def csv_link(name: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A link, as HTML, that saves a table as a CSV file called `name`; nothing is kept on the server."""
+    stream = io.StringIO()
+    csv.writer(stream).writerows([heads, *rows])
+    url = f"data:text/csv;base64,{base64.b64encode(stream.getvalue().encode()).decode()}"
+    return f'<a class="download" download="{name}" href="{url}">Download as CSV</a>'
 
 
 def data_url(image: Image.Image, format: str) -> str:

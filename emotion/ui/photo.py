@@ -1,7 +1,5 @@
 """The Photo tab: numbered faces, a bar chart of every expression, and where the evidence for it lies."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -20,8 +18,8 @@ from emotion.ui.look import (
     announced,
     answer,
     card,
+    csv_link,
     data_url,
-    download,
     picture,
     poster,
     seen,
@@ -168,9 +166,6 @@ def _tabulate(network: Network, paths: Sequence[str], progress: gr.Progress) -> 
         if not faces:
             shown.append([escape(name), "", f'<span class="error">{escape(why)}</span>'])
             lines.append([name, *[""] * (7 + len(labels)), why])
-    stream = io.StringIO()
-    written = csv.writer(stream)
-    written.writerow(["image", "face", "x", "y", "width", "height", "score", "emotion", *labels, "error"])
-    written.writerows(lines)
-    link = download("expressions.csv", "text/csv", stream.getvalue().encode(), "Download as CSV")
+    heads = ["image", "face", "x", "y", "width", "height", "score", "emotion", *labels, "error"]
+    link = csv_link("expressions.csv", heads, lines)
     return f"<p>{len(paths)} photos, {len(lines)} rows. {link}</p>{table(['Photo', 'Face', 'Expression'], shown)}"
