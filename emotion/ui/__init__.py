@@ -91,7 +91,7 @@ LAUNCH_OPTIONS: Final[dict[str, Any]] = {
 
 
 def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
-    """Build the page and its public endpoints, `/predict` and `/augment`; launch it with `LAUNCH_OPTIONS`.
+    """Build the page and its public endpoints; launch it with `LAUNCH_OPTIONS`.
 
     Args:
         networks: what the page offers, by name; with two or more, a selector above the tabs switches between them.
@@ -118,8 +118,8 @@ def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
             "<p><strong>An expression is not a feeling.</strong> The percentages say how people would probably label "
             "the face in the picture. They say nothing about what the person feels, and they are often wrong: "
             "don't judge anyone by them.</p>"
-            "<p><strong>Your photo stays yours.</strong> Only the machine that runs this page reads it, and deletes "
-            f"it within {FORGOTTEN_MINUTES} minutes. Nothing is logged.</p>",
+            "<p><strong>Your photos and clips stay yours.</strong> Only the machine that runs this page reads them, "
+            f"and deletes them within {FORGOTTEN_MINUTES} minutes. Nothing is logged.</p>",
             elem_id="notes",
         )
         _link(page, tabs, opened, linked)

@@ -124,12 +124,12 @@ def clip_input(elem_id: str, example: gr.Radio) -> gr.Video:
     clip = gr.Video(
         label="Your clip",
         sources=["upload", "webcam"],
-        height=280,
         buttons=[],
         # The microphone is not asked for.
         include_audio=False,
         webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": FRAME_CONSTRAINTS}),
         elem_id=elem_id,
+        elem_classes="photo-input",
     )
 
     def uploaded_path(payload: FileData | None) -> str | None:

@@ -128,11 +128,12 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .timeline .bar { display: inline-block; width: .75rem; height: .75rem; border-radius: 3px; margin-right: .375rem; }
 .track { margin-bottom: 1rem; }
 .moments { list-style: none; margin: 0; padding: 0; display: grid; gap: .75rem;
-  grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); }
-.moments img { width: 6rem; height: 6rem; image-rendering: pixelated; border-radius: 4px; }
+  grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)); }
+.moments img { width: 5rem; height: 5rem; image-rendering: pixelated; border-radius: 4px; }
 .moments figcaption { font-size: .875rem; line-height: 1.4; margin-top: .25rem; }
-#video-result:has(.progress-text) { min-height: 8rem; }
-#video-input [aria-label="Trim video to selection"] { display: none; }
+#video-input .video-container { min-height: 240px; }
+#video-input video { max-height: 280px; }
+#video-input :is([aria-label^="Trim video"], [aria-label^="Reset video"]) { display: none; }
 .error { color: var(--error-text-color); }
 .rows.rows { width: 100%; border-collapse: collapse; border: 0; margin-top: .75rem; }
 .rows.rows :is(tr, th, td) { padding: .375rem .75rem .375rem 0; text-align: left; vertical-align: top; border: 0;
@@ -143,7 +144,9 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .download { text-decoration: underline; }
 #batch-input { margin-top: 1rem; width: fit-content; }
 #batch-result p { margin: 0; }
-#batch-result:has(.progress-text) { min-height: 8rem; }
+:is(#batch-result, #video-result):has(.progress-text) { min-height: 8rem; }
+/* On a phone, gradio lays it over the bar. */
+:is(#batch-result, #video-result) .progress-text { position: static; }
 .examples .wrap { display: grid !important; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .375rem; }
 .examples label { flex-direction: column; gap: .25rem; padding: .25rem !important; margin: 0 !important;
   font-size: .8125rem; }

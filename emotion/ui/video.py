@@ -1,13 +1,15 @@
 """The Video tab: a short clip as a timeline for every face, with the moments at which the expression changes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from html import escape
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import gradio as gr
+import numpy as np
 from gradio.components import Component
 from PIL import Image
 
@@ -24,51 +26,33 @@ LIMITS: Final = (
     "looked at; sound is ignored.</p>"
 )
 LIMITS_JS: Final = """
+// Browsers cannot show every clip that can be read: that is no error.
+document.addEventListener("error", (event) => {
+  if (event.target.closest?.("#video-input")) event.stopImmediatePropagation();
+}, true);
 // For trimming, which the page does without, gradio would have every visitor load 31 MB.
 const load = window.fetch;
 window.fetch = (address, ...rest) =>
-  String(address).includes("/static/ffmpeg/") ? Promise.reject(new TypeError("not loaded")) : load(address, ...rest);
+  String(address).includes("/static/ffmpeg/") ? new Promise(() => {}) : load(address, ...rest);
 """
+SMOOTHING_SECONDS: Final = 0.25
+"""Standard deviation of the Gaussian that smooths the probabilities, before and after alike: nothing is delayed."""
 MOMENTS: Final = 8
 """Key moments that are shown of a face; of more, the strongest."""
 BRIEF: Final = RATE
 """A face in fewer pictures, less than a second, is not shown unless there is none that stays longer."""
 
 
-@dataclass
-class Track:
-    """One face of a clip: numbers, and the pictures of its key moments.
+class Moment(NamedTuple):
+    """A face in one picture of the clip.
 
     Attributes:
-        samples: smoothed probabilities of every picture that has the face.
-        moments: time and face each time that the clear expression changes, at its strongest until the next change;
-            where none is ever clear, the least unclear one.
+        time: seconds from the beginning of the clip.
+        face: the face; its box in pixels of the picture.
     """
 
-    samples: list[Sample] = field(default_factory=list)
-    moments: list[tuple[float, Prediction]] = field(default_factory=list)
-
-    def add(self, time: float, number: int, face: Prediction, threshold: float) -> None:
-        """Take in the next picture.
-
-        Args:
-            time: in seconds, later than the one before.
-            number: the face's.
-            face: its smoothed probabilities, and its crop.
-            threshold: that of `emotion.ui.look.candidates`.
-        """
-        self.samples.append(Sample(time, number, face.probabilities))
-        last = self.moments[-1][1] if self.moments else None
-        if last is None or (face.emotion != last.emotion and min(face.confidence, last.confidence) >= threshold):
-            self.moments.append((time, face))
-        elif face.confidence > last.confidence:
-            self.moments[-1] = time, face
-
-    @property
-    def key_moments(self) -> list[tuple[float, Prediction]]:
-        """The strongest of `moments`, in the order of time."""
-        strongest = sorted(self.moments, key=lambda moment: moment[1].confidence)[-MOMENTS:]
-        return sorted(strongest, key=itemgetter(0))
+    time: float
+    face: Prediction
 
 
 def video_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, Component]:
@@ -117,16 +101,18 @@ def video_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
         if video is None:
             return item | {"error": "No clip was given; upload one."}
         try:
-            item["faces"], _ = _watch(next(iter(networks.values())), Clip(video))
+            tracks = _follow(next(iter(networks.values())), Clip(video))
         except (ValueError, OSError) as error:
-            item["error"] = reason(error, video)
-        return item
+            return item | {"error": reason(error, video)}
+        return item | {"faces": _rows(tracks)}
 
     gr.on(
         [clip.change, network.change],
         show,
         [network, clip, shown],
         [summary, result, shown],
+        # A clip that comes while another is looked at is the next, in place of all before it.
+        trigger_mode="always_last",
         api_visibility="private",
         show_progress_on=result,
     ).then(None, clip, None, js=SCROLL_JS.format(id="video-summary"), api_visibility="private")
@@ -140,55 +126,98 @@ def _show(network: Network, path: str | None, progress: gr.Progress) -> tuple[st
         return HINT, ""
     try:
         clip = Clip(path)
-        rows, tracks = _watch(network, progress.tqdm(clip, desc="Looking at your clip", unit="pictures"))
+        tracks = _follow(network, progress.tqdm(clip, desc="Looking at your clip", unit="pictures"))
     except (ValueError, OSError) as error:
         return f'<p class="error">{escape(reason(error, path))}</p>', ""
-    span = f"the first {MAX_SECONDS} seconds of the clip" if clip.cut else f"{clip.seconds:.1f} seconds"
+    said = (
+        f"In the first {MAX_SECONDS} seconds of this clip"
+        if clip.cut
+        else f"In this clip of {clip.seconds:.1f} seconds"
+    )
     if not tracks:
-        return f"<p>No face was found in {span}.</p>", ""
-    longest = max(len(track.samples) for track in tracks.values())
-    faces = {number: track for number, track in sorted(tracks.items()) if len(track.samples) >= min(BRIEF, longest)}
-    words = {number: _words(track.key_moments, network.threshold) for number, track in faces.items()}
+        return f"<p>{said}, no face was found.</p>", ""
+    longest = max(map(len, tracks.values()))
+    faces = {number: smooth(track) for number, track in sorted(tracks.items()) if len(track) >= min(BRIEF, longest)}
+    moments = {number: key_moments(track, network.threshold) for number, track in faces.items()}
+    words = {number: _words(shown, network.threshold) for number, shown in moments.items()}
     if len(words) == 1:
-        said = f"One face was found in {span}: {words[min(words)]}."
+        said += f", one face was found: {words[min(words)]}."
     else:
-        said = f"{len(words)} faces were found in {span}. "
+        said += f", {len(words)} faces were found. "
         said += " ".join(f"Face {number}: {text}." for number, text in words.items())
     labels = network.predictor.model.labels
-    sections = "".join(
-        f'<section class="track"><h2><span class="number">{number}</span><span>{words[number]}</span></h2>'
-        f"{_moments(number, track.key_moments, network.threshold)}"
-        f"{timeline(track.samples, labels, clip.seconds)}</section>"
-        for number, track in faces.items()
-    )
+    sections = ""
+    for number, track in faces.items():
+        samples = [Sample(time, number, face.probabilities) for time, face in track]
+        sections += (
+            f'<section class="track"><h2><span class="number">{number}</span><span>{words[number]}</span></h2>'
+            f"{_moments(number, moments[number], network.threshold)}{timeline(samples, labels, clip.seconds)}</section>"
+        )
     lines = [
         [row["time"], row["face"], *row["box"], row["score"], row["emotion"], *row["probabilities"].values()]
-        for row in rows
+        for row in _rows(tracks)
     ]
-    link = csv_link("clip.csv", ["time", "face", "x", "y", "width", "height", "score", "emotion", *labels], lines)
-    more = len(tracks) - len(faces)
-    brief = f" So are faces that were seen for less than a second: {more}." if more else ""
+    heads = ["time", "face", "x", "y", "width", "height", "score", "emotion", *labels]
+    link = csv_link("clip.csv", heads, lines)
+    brief = (
+        f", and of faces that were seen for less than a second: {more}" if (more := len(tracks) - len(faces)) else ""
+    )
     return f"<p>{said}</p>", (
-        f"{sections}<p>The lines are smoothed over half a second. What the network says about each picture, without "
-        f"that, is in the table.{brief} {link}</p>"
+        f"{sections}<p>The lines are smoothed over half a second. The table has what the network says of every single "
+        f"picture{brief}. {link}</p>"
     )
 
 
-def _watch(
-    network: Network, clip: Iterable[tuple[float, Image.Image]]
-) -> tuple[list[dict[str, Any]], dict[int, Track]]:
-    """The faces of each picture as `/video` gives them, and every face over time by its number."""
-    follower, rows, tracks = FaceFollower(), [], {}
+def _follow(network: Network, clip: Iterable[tuple[float, Image.Image]]) -> dict[int, list[Moment]]:
+    """Every face of a clip over time, by the number under which it is followed."""
+    follower, tracks = FaceFollower(), {}
     for time, picture in clip:
         found = network.predictor.predict(picture)
-        for number, face in sorted(zip(follower.update(found, time), found, strict=True), key=itemgetter(0)):
-            rows.append({"time": time, "face": number, **face.to_json()})
-            smoothed = replace(follower.faces[number], crop=face.crop)
-            tracks.setdefault(number, Track()).add(time, number, smoothed, network.threshold)
-    return rows, tracks
+        for number, face in zip(follower.update(found, time), found, strict=True):
+            tracks.setdefault(number, []).append(Moment(time, face))
+    return tracks
 
 
-def _words(moments: Sequence[tuple[float, Prediction]], threshold: float) -> str:
+def _rows(tracks: Mapping[int, Sequence[Moment]]) -> list[dict[str, Any]]:
+    """The "faces" of `/video`."""
+    rows = [{"time": time, "face": n, **face.to_json()} for n, track in tracks.items() for time, face in track]
+    return sorted(rows, key=itemgetter("time", "face"))
+
+
+def smooth(track: Sequence[Moment]) -> list[Moment]:
+    """The same moments with the probabilities of each averaged with those around it, weighted by their distance."""
+    times = np.array([time for time, _ in track])
+    probabilities = np.array([list(face.probabilities.values()) for _, face in track])
+    weights = np.exp(-0.5 * np.square((times[:, None] - times) / SMOOTHING_SECONDS))
+    rows = weights @ probabilities / weights.sum(axis=1, keepdims=True)
+    smoothed = []
+    for (time, face), row in zip(track, rows.tolist(), strict=True):
+        shares = dict(zip(face.probabilities, row, strict=True))
+        emotion = max(shares, key=shares.__getitem__)
+        smoothed.append(Moment(time, replace(face, emotion=emotion, confidence=shares[emotion], probabilities=shares)))
+    return smoothed
+
+
+def key_moments(track: Sequence[Moment], threshold: float) -> list[Moment]:
+    """The strongest moment of each stretch of time in which the clear expression is the same, in the order of time.
+
+    Where none is ever clear, the least unclear moment; of more than `MOMENTS`, the strongest of them.
+
+    Args:
+        track: one face over time, at least one moment.
+        threshold: that of `emotion.ui.look.candidates`.
+    """
+    clear = [moment for moment in track if moment.face.confidence >= threshold]
+    stretches = groupby(clear, key=lambda moment: moment.face.emotion)
+    moments = [max(stretch, key=_confidence) for _, stretch in stretches] or [max(track, key=_confidence)]
+    return sorted(sorted(moments, key=_confidence)[-MOMENTS:], key=itemgetter(0))
+
+
+def _confidence(moment: Moment) -> float:
+    return moment.face.confidence
+
+
+def _words(moments: Sequence[Moment], threshold: float) -> str:
     """How the expression changes, as part of a sentence in HTML."""
     names = [candidates(face, threshold) for _, face in moments]
     if len(names[0]) > 1:
@@ -196,7 +225,7 @@ def _words(moments: Sequence[tuple[float, Prediction]], threshold: float) -> str
     return ", then ".join(escape(name) for [name] in names)
 
 
-def _moments(number: int, moments: Sequence[tuple[float, Prediction]], threshold: float) -> str:
+def _moments(number: int, moments: Sequence[Moment], threshold: float) -> str:
     """The pictures of a face's key moments as HTML."""
     items = ""
     for time, face in moments:
