@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import av
 import numpy as np
 import pytest
 import skimage.data
@@ -82,6 +84,32 @@ def group(portrait: Image.Image) -> Image.Image:
 def scenery() -> Image.Image:
     """A photo without a face: a cup of coffee."""
     return Image.fromarray(skimage.data.coffee())
+
+
+def write_clip(path: Path, pictures: Sequence[Image.Image], times: Sequence[float], codec: str = "libx264") -> Path:
+    """Write a clip by the ending of its name; each picture is to be seen from its time on, in seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 30)
+        stream.width, stream.height = pictures[0].size
+        stream.bit_rate = 8_000_000
+        stream.pix_fmt, stream.time_base = "yuvj420p" if codec == "mjpeg" else "yuv420p", Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, time in zip(pictures, times, strict=True):
+            frame = av.VideoFrame.from_image(picture)
+            frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory, portrait: Image.Image) -> Path:
+    """A clip of 1.5 seconds, 480x320 at 10 frames a second, in which one person moves to the right."""
+    pictures = []
+    for number in range(16):
+        pictures.append(Image.new("RGB", (480, 320), (90, 110, 90)))
+        pictures[-1].paste(portrait.resize((280, 280)), (20 + 8 * number, 20))
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", pictures, [n / 10 for n in range(16)])
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def shown_percent(text: str) -> tuple[float, float]:
 
 def test_only_documented_endpoints_are_public_and_predict_needs_one_picture(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(endpoints) == ["/predict", "/augment"]
+    assert list(endpoints) == ["/predict", "/video", "/augment"]
     assert [p["parameter_name"] for p in endpoints["/predict"]["parameters"]] == ["image"]
 
 

@@ -1,8 +1,8 @@
 """README and docs: every command and every Python block runs, every generated part is what the code generates.
 
-Each page gets a folder of its own with a copy of the project and what a reader would have: `photo.jpg`, `fer2013.csv`
-with the votes, `my_faces/`. Its blocks run there in order, each command in a process of its own, as written but for
-the rules stated below. A new command needs no new rule unless it starts another program.
+Each page gets a folder of its own with a copy of the project and what a reader would have: `photo.jpg`, `clip.mp4`,
+`fer2013.csv` with the votes, `my_faces/`. Its blocks run there in order, each command in a process of its own, as
+written but for the rules stated below. A new command needs no new rule unless it starts another program.
 """
 
 import csv
@@ -139,8 +139,8 @@ def processes(
 
 
 @pytest.fixture(scope="module")
-def belongings(tmp_path_factory: pytest.TempPathFactory, portrait: Image.Image, group: Image.Image) -> Path:
-    """What a reader has: the project, photos, drawn faces as a FER2013 file with votes and as class folders."""
+def belongings(tmp_path_factory: pytest.TempPathFactory, portrait: Image.Image, group: Image.Image, clip: Path) -> Path:
+    """What a reader has: the project, photos, a clip, drawn faces as a FER2013 file with votes and as class folders."""
     folder = tmp_path_factory.mktemp("reader")
     for source in (*ROOT.glob("*.py"), *ROOT.glob("*.txt"), *ROOT.glob("*.md")):
         shutil.copy(source, folder)
@@ -149,6 +149,7 @@ def belongings(tmp_path_factory: pytest.TempPathFactory, portrait: Image.Image, 
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     portrait.save(folder / "photo.jpg")
     group.save(folder / "group.jpg")
+    shutil.copy(clip, folder / "clip.mp4")
     Image.fromarray(draw_face("happy", np.random.default_rng(1))).save(folder / "face.png")
     rng = np.random.default_rng(0)
     with (

@@ -80,7 +80,7 @@ def test_the_largest_overlap_decides_and_a_face_is_matched_once():
     follower = FaceFollower()
     follower.update([face(0)], 0.0)
     # 60/140 and 80/120 of the old face.
-    follower.update([face(40), face(20)], 0.1)
+    assert follower.update([face(40), face(20)], 0.1) == [2, 1]
     assert {number: shown.box[0] for number, shown in follower.faces.items()} == {1: 20.0, 2: 40.0}
 
 

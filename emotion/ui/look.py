@@ -146,7 +146,7 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 #batch-result p { margin: 0; }
 :is(#batch-result, #video-result):has(.progress-text) { min-height: 8rem; }
 /* On a phone, gradio lays it over the bar. */
-:is(#batch-result, #video-result) .progress-text { position: static; }
+:is(#batch-result, #video-result) .progress-text { position: static; transform: none; }
 .examples .wrap { display: grid !important; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .375rem; }
 .examples label { flex-direction: column; gap: .25rem; padding: .25rem !important; margin: 0 !important;
   font-size: .8125rem; }

@@ -20,7 +20,7 @@ from emotion.ui.look import SCROLL_JS, announced, candidates, csv_link, data_url
 from emotion.ui.networks import Network
 from emotion.video import MAX_SECONDS, RATE, Clip
 
-HINT: Final = "<p>Give a short clip: what the faces in it show over time appears here.</p>"
+HINT: Final = "<p>What the faces in the clip show over time appears here.</p>"
 LIMITS: Final = (
     f"<p>Up to {MAX_SECONDS} seconds and {MAX_MEGABYTES} MB, as MP4, MOV, WebM or MKV. {RATE} pictures a second are "
     "looked at; sound is ignored.</p>"
