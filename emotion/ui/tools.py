@@ -14,6 +14,7 @@ class Tools(GradioMCPServer):
     """
 
     def convert_strings_to_filedata(self, value: Any, filedata_positions: list[list[str | int]]) -> Any:
+        """The arguments of a call with its pictures as files, which are deleted like every upload."""
         converted = super().convert_strings_to_filedata(value, filedata_positions)
         # Gradio writes a data URL into a file, which the page deletes only if it knows of it.
         written = [name for [name] in filedata_positions if str(value.get(name)).startswith("data:")]
@@ -21,6 +22,7 @@ class Tools(GradioMCPServer):
         return converted
 
     def postprocess_output_data(self, data: Any, root_url: str) -> list[Any]:
+        """The answer as text, with its pictures as pictures after it."""
         pictures: list[Any] = []
 
         def lift(url: str) -> str:
