@@ -9,17 +9,17 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import cv2
 import joblib
 import numpy as np
-import torch
 from PIL import Image, JpegImagePlugin
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from emotion.labels import IMAGE_SIZE
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 MAX_PIXELS: Final = 52_000_000
 """Largest picture that is opened: what cameras sell as 50 megapixels has up to 51.3 million pixels."""
@@ -282,48 +282,8 @@ class Face:
     landmarks: tuple[tuple[float, float], ...]
 
 
-class _Net(nn.Module):
-    """One MTCNN network, fully convolutional: its dense layers are convolutions that cover the whole map.
-
-    Args:
-        layers: channels, kernel and pooling (0 for none) of each layer.
-        heads: number of outputs of each head.
-        arrays: the Keras weights in the order of the layers, then the heads.
-    """
-
-    def __init__(self, layers: Sequence[tuple[int, int, int]], heads: Sequence[int], arrays: list[np.ndarray]) -> None:
-        super().__init__()
-        trunk: list[nn.Module] = []
-        channels_in = 3
-        for channels, kernel, pool in layers:
-            trunk += [nn.Conv2d(channels_in, channels, kernel), nn.PReLU(channels)]
-            if pool:
-                # Rounding up is what Keras calls 'same' here; where it says 'valid' the sizes divide.
-                trunk.append(nn.MaxPool2d(pool, 2, ceil_mode=True))
-            channels_in = channels
-        self.trunk = nn.Sequential(*trunk)
-        self.heads = nn.ModuleList(nn.Conv2d(channels_in, outputs, 1) for outputs in heads)
-        for parameter, array in zip(self.parameters(), arrays, strict=True):
-            weights = torch.from_numpy(array)
-            if array.ndim == 4:
-                weights = weights.permute(3, 2, 0, 1)
-            elif array.ndim == 2:
-                # Dense weights run over width, height, channels: the networks come from column-major Matlab.
-                side = parameter.shape[-1]
-                weights = weights.view(side, side, -1, array.shape[1]).permute(3, 2, 1, 0)
-            parameter.data.copy_(weights.reshape(parameter.shape))
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Float RGB images (N, 3, H, W) in [-1, 1] to box offsets (N, 4, h, w), landmarks (N, 10, h, w) if the
-        network has them, and the probability of a face (N, h, w)."""
-        features = self.trunk(images)
-        *outputs, logits = [head(features) for head in self.heads]
-        return [*outputs, logits.softmax(dim=1)[:, 1]]
-
-
 class FaceDetector:
-    """Multi-task cascaded convolutional networks (Zhang et al. 2016, arXiv 1604.02878) in PyTorch.
+    """Multi-task cascaded convolutional networks (Zhang et al. 2016, arXiv 1604.02878) in ONNX Runtime.
 
     The weights are those that the package `mtcnn` carries (MIT licence); its code and TensorFlow are not imported.
     A detector keeps no state between pictures and may be used from several threads.
@@ -338,11 +298,10 @@ class FaceDetector:
             raise FileNotFoundError("The face detector's weights are missing; run 'pip install mtcnn==1.0.0'.")
         folder = Path(package.origin).parent / "assets" / "weights"
         arrays = [joblib.load(folder / f"{name}.lz4") for name in ("pnet", "rnet", "onet")]
-        self.proposal = _Net([(10, 3, 2), (16, 3, 0), (32, 3, 0)], (4, 2), arrays[0])
-        self.refinement = _Net([(28, 3, 3), (48, 3, 3), (64, 2, 0), (128, 3, 0)], (4, 2), arrays[1])
-        self.output = _Net([(32, 3, 3), (64, 3, 3), (64, 3, 2), (128, 2, 0), (256, 3, 0)], (4, 10, 2), arrays[2])
+        self.proposal = _network([(3, 2), (3, 0), (3, 0)], ["offsets"], arrays[0])
+        self.refinement = _network([(3, 3), (3, 3), (2, 0), (3, 0)], ["offsets"], arrays[1])
+        self.output = _network([(3, 3), (3, 3), (3, 2), (2, 0), (3, 0)], ["offsets", "landmarks"], arrays[2])
 
-    @torch.inference_mode()
     def detect(self, image: Image.Image) -> list[Face]:
         """Find the faces in an upright 8-bit RGB photo (see `open_image`), the largest box first.
 
@@ -358,12 +317,12 @@ class FaceDetector:
         size = tuple(max(1, round(side * scale)) for side in image.size)
         pixels = _brighten(np.array(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)))
 
-        boxes = self._propose(pixels)
-        boxes, scores, _ = _refine(self.refinement, pixels, boxes, 24, THRESHOLDS[1])
+        halves = _halve(pixels)
+        boxes = self._propose(halves)
+        boxes, scores, _ = _refine(self.refinement, halves, boxes, 24, THRESHOLDS[1])
         boxes = boxes[_suppress(boxes, scores, 0.7)]
-        boxes, scores, points = _refine(self.output, pixels, boxes, 48, THRESHOLDS[2])
-        # A box within another one is the same face here, so the overlap counts against the smaller of the two.
-        kept = _suppress(boxes, scores, 0.7, of_smaller=True)
+        boxes, scores, points = _refine(self.output, halves, boxes, 48, THRESHOLDS[2])
+        kept = _suppress_inner(boxes, scores, 0.7)
 
         to_photo = np.array(image.size) / size
         faces = []
@@ -373,27 +332,81 @@ class FaceDetector:
             faces.append(Face((x, y, right - x, bottom - y), float(scores[index]), tuple(map(tuple, landmarks))))
         return sorted(faces, key=lambda face: face.box[2] * face.box[3], reverse=True)
 
-    def _propose(self, pixels: np.ndarray) -> np.ndarray:
-        """Slide the first network over an image pyramid of `pixels` (H, W, 3); boxes (N, 4) as x1, y1, x2, y2."""
-        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().sub_(127.5).div_(128)
+    def _propose(self, halves: Sequence[np.ndarray]) -> np.ndarray:
+        """Slide the first network over an image pyramid; boxes (N, 4) as x1, y1, x2, y2."""
+        height, width = halves[0].shape[:2]
         found, found_scores = [np.empty((0, 4))], [np.empty(0)]
         scale = 12 / MIN_FACE
-        while min(pixels.shape[:2]) * scale >= 12 * PYRAMID_STEP:
-            size = [max(1, round(side * scale)) for side in pixels.shape[:2]]
-            level = F.interpolate(picture, size, mode="bilinear", antialias=True, align_corners=False)
+        while min(height, width) * scale >= 12 * PYRAMID_STEP:
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            source = _twice_as_large(halves, scale)
+            # As wide as a triangle that reaches over two pixels of the level: recall depends on that.
+            smooth = cv2.GaussianBlur(source, (5, 5), source.shape[1] / size[0] / math.sqrt(6))
+            level = cv2.resize(smooth, size, interpolation=cv2.INTER_LINEAR)
             # Half a window of grey around the picture, so that faces which its edge cuts are found too.
-            offsets, probability = self.proposal(F.pad(level, (6,) * 4))
-            rows, columns = torch.nonzero(probability[0] > THRESHOLDS[0], as_tuple=True)
-            corners = torch.stack([columns, rows], dim=1).double() * 2 - 6
-            windows = torch.cat([corners, corners + 12], dim=1) + 12 * offsets[0, :, rows, columns].T
-            boxes = windows.numpy() * np.tile(np.array(pixels.shape[1::-1]) / size[::-1], 2)
-            scores = probability[0, rows, columns].numpy()
+            framed = cv2.copyMakeBorder(level, *(6,) * 4, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
+            offsets, probability = self.proposal.run(None, {"pictures": framed[None]})
+            rows, columns = np.nonzero(probability[0, 0] > THRESHOLDS[0])
+            corners = np.stack([columns, rows], axis=1) * 2.0 - 6
+            windows = np.concatenate([corners, corners + 12], axis=1) + 12 * offsets[0][:, rows, columns].T
+            boxes = windows * ((width / size[0], height / size[1]) * 2)
+            scores = probability[0, 0, rows, columns]
             kept = _suppress(boxes, scores, 0.5)
             found.append(boxes[kept])
             found_scores.append(scores[kept])
             scale *= PYRAMID_STEP
         boxes = np.concatenate(found)
         return boxes[_suppress(boxes, np.concatenate(found_scores), 0.7)]
+
+
+def _network(
+    layers: Sequence[tuple[int, int]], heads: Sequence[str], arrays: Sequence[np.ndarray]
+) -> "InferenceSession":
+    """One MTCNN network, fully convolutional: its dense layers are convolutions that cover the whole map.
+
+    It takes `pictures`, uint8 RGB (N, H, W, 3), and gives what its heads give, float32 (N, outputs, h, w), and the
+    probability of a face (N, 1, h, w).
+
+    Args:
+        layers: kernel and pooling (0 for none) of each layer.
+        heads: names of the heads before the probability's.
+        arrays: the Keras weights in the order of the layers, then the heads.
+    """
+    # Here and not above: whoever only cuts out or opens pictures need not wait for them.
+    from onnx import TensorProto
+
+    from emotion.runtime import Graph, session
+
+    graph, weights = Graph("pictures", np.uint8, ["N", "H", "W", 3]), iter(arrays)
+    graph.add("Cast", to=TensorProto.FLOAT)
+    graph.add("Transpose", perm=[0, 3, 1, 2])
+    for index, (side, pool) in enumerate(layers):
+        kernel, bias, slope = next(weights), next(weights), next(weights)
+        if kernel.ndim == 2:
+            # Dense weights run over width, height, channels: the networks come from column-major Matlab.
+            kernel = kernel.reshape(side, side, -1, len(bias)).swapaxes(0, 1)
+        if index == 0:
+            # The networks have been trained on (pixel - 127.5) / 128.
+            bias, kernel = bias - 127.5 / 128 * kernel.sum(axis=(0, 1, 2)), kernel / 128
+        values = graph.add("Conv", np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)), bias)
+        # ONNX Runtime's own PRelu takes four times as long as these.
+        positive = graph.add("Relu")
+        graph.add("Min", np.zeros((), np.float32), inputs=[values])
+        negative = graph.add("Mul", slope.reshape(-1, 1, 1))
+        graph.add("Add", inputs=[positive, negative])
+        if pool:
+            # Rounding up is what Keras calls 'same' here; where it says 'valid' the sizes divide.
+            graph.add("MaxPool", kernel_shape=[pool, pool], strides=[2, 2], ceil_mode=1)
+    features, outputs = graph.last, {}
+    for head in heads:
+        kernel, bias = next(weights), next(weights)
+        graph.add("Conv", kernel.reshape(-1, len(bias), 1, 1).swapaxes(0, 1).copy(), bias, inputs=[features], name=head)
+        outputs[head] = ["N", len(bias), "h", "w"]
+    # A softmax of two is the sigmoid of their difference.
+    kernel, bias = (array.reshape(-1, 2) @ np.array([-1, 1], np.float32) for array in weights)
+    graph.add("Conv", kernel.reshape(1, -1, 1, 1), bias, inputs=[features])
+    graph.add("Sigmoid", name="probability")
+    return session(graph.model("faces", outputs | {"probability": ["N", 1, "h", "w"]}))
 
 
 def _brighten(pixels: np.ndarray) -> np.ndarray:
@@ -407,8 +420,22 @@ def _brighten(pixels: np.ndarray) -> np.ndarray:
     return cv2.LUT(pixels, (255 * levels**gamma).round().astype(np.uint8))
 
 
+def _halve(pixels: np.ndarray) -> list[np.ndarray]:
+    """`pixels` (H, W, 3), half of them, a quarter and so on: averaging down from a smaller one is quicker."""
+    halves = [pixels]
+    while min(halves[-1].shape[:2]) > 24:
+        height, width = halves[-1].shape[:2]
+        halves.append(cv2.resize(halves[-1], (round(width / 2), round(height / 2)), interpolation=cv2.INTER_AREA))
+    return halves
+
+
+def _twice_as_large(halves: Sequence[np.ndarray], scale: float) -> np.ndarray:
+    """The smallest of the pictures, if there is one, that is at least twice as large as `scale` times the first."""
+    return halves[min(len(halves) - 1, max(0, math.floor(-math.log2(2 * scale))))]
+
+
 def _refine(
-    net: _Net, pixels: np.ndarray, boxes: np.ndarray, size: int, threshold: float
+    net: "InferenceSession", halves: Sequence[np.ndarray], boxes: np.ndarray, size: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run a network on square patches around `boxes` (N, 4), resized to `size`.
 
@@ -422,44 +449,59 @@ def _refine(
         return boxes, np.empty(0), np.empty((0, 10))
     sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     corners = (boxes[:, :2] + boxes[:, 2:] - sides[:, None]) / 2
-    patches = [
-        _cut(pixels, complex(*corner) + side * (0.5 + 0.5j), side, size, cv2.BORDER_CONSTANT)
-        for corner, side in zip(corners, sides, strict=True)
-    ]
-    images = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).float().sub_(127.5).div_(128)
-    outputs = [output.flatten(1).double().numpy() for output in net(torch.cat([images, images.flip(3)]))]
-    offsets, *landmarks, probability = [output.reshape(2, len(boxes), -1) for output in outputs]
+    patches = np.stack([_patch(halves, *box, size) for box in zip(corners, sides, strict=True)])
+    plain = _run(net, patches)
+    # With less than this, even certainty in the mirror would not lift the average above the threshold.
+    promising = np.flatnonzero(plain[-1][:, 0] > 2 * threshold - 1)
+    if not len(promising):
+        return boxes[:0], np.empty(0), np.empty((0, 10))
+    mirrored = _run(net, patches[promising, :, ::-1])
+    corners, sides = corners[promising], sides[promising, None]
 
     # Mirrored, x1 and x2 change places and sign, left and right landmarks change places.
-    offsets[1] = offsets[1][:, [2, 1, 0, 3]] * (-1, 1, -1, 1)
-    boxes = np.concatenate([corners, corners + sides[:, None]], axis=1) + sides[:, None] * offsets.mean(axis=0)
+    offsets = (plain[0][promising] + mirrored[0][:, [2, 1, 0, 3]] * (-1, 1, -1, 1)) / 2
+    boxes = np.concatenate([corners, corners + sides], axis=1) + sides * offsets
     points = np.empty((len(boxes), 10))
-    if landmarks:
-        landmarks[0][1, :, :5] = 1 - landmarks[0][1, :, :5]
-        landmarks[0][1] = landmarks[0][1][:, [1, 0, 2, 4, 3, 6, 5, 7, 9, 8]]
-        points = corners.repeat(5, axis=1) + sides[:, None] * landmarks[0].mean(axis=0)
-    probability = probability.mean(axis=(0, 2))
+    if len(plain) > 2:
+        mirrored[1][:, :5] = 1 - mirrored[1][:, :5]
+        landmarks = (plain[1][promising] + mirrored[1][:, [1, 0, 2, 4, 3, 6, 5, 7, 9, 8]]) / 2
+        points = corners.repeat(5, axis=1) + sides * landmarks
+    probability = (plain[-1][promising, 0] + mirrored[-1][:, 0]) / 2
     kept = (probability > threshold) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
     return boxes[kept], probability[kept], points[kept]
 
 
-def _suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float, of_smaller: bool = False) -> np.ndarray:
-    """Greedy non-maximum suppression; indices of the boxes (N, 4) that are kept, best score first.
+def _run(net: "InferenceSession", patches: np.ndarray) -> list[np.ndarray]:
+    """Outputs (N, K) for patches (N, size, size, 3)."""
+    outputs = net.run(None, {"pictures": np.ascontiguousarray(patches)})
+    return [output[:, :, 0, 0].astype(np.float64) for output in outputs]
 
-    The overlap is measured against the union of two boxes, or against the smaller one.
-    """
+
+def _patch(halves: Sequence[np.ndarray], corner: np.ndarray, side: float, size: int) -> np.ndarray:
+    """The square with this upper left corner, resized to `size`."""
+    pixels = _twice_as_large(halves, size / side)
+    scale = np.array(pixels.shape[1::-1]) / halves[0].shape[1::-1]
+    centre = (corner + side / 2) * scale
+    return _cut(pixels, complex(*centre), side * math.sqrt(scale.prod()), size, cv2.BORDER_CONSTANT)
+
+
+def _suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Greedy non-maximum suppression by intersection over union; indices of the boxes (N, 4) kept, best score first."""
+    corners_and_sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return np.array(cv2.dnn.NMSBoxes(corners_and_sides, scores, 0.0, threshold), dtype=int)
+
+
+def _suppress_inner(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[int]:
+    """As `_suppress`, but a box within another one is the same face: the overlap counts against the smaller one."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    order = np.argsort(-scores, kind="stable")
-    kept = []
-    while len(order):
-        best, order = order[0], order[1:]
-        kept.append(best)
-        start = np.maximum(boxes[best, :2], boxes[order, :2])
-        end = np.minimum(boxes[best, 2:], boxes[order, 2:])
+    kept: list[int] = []
+    for index in np.argsort(-scores, kind="stable"):
+        start = np.maximum(boxes[index, :2], boxes[kept, :2])
+        end = np.minimum(boxes[index, 2:], boxes[kept, 2:])
         common = (end - start).clip(0).prod(axis=1)
-        whole = np.minimum(areas[best], areas[order]) if of_smaller else areas[best] + areas[order] - common
-        order = order[common <= threshold * whole]
-    return np.array(kept, dtype=int)
+        if (common <= threshold * np.minimum(areas[index], areas[kept])).all():
+            kept.append(index)
+    return kept
 
 
 def _cut(pixels: np.ndarray, centre: complex, side: float, size: int, border: int, turn: complex = 1) -> np.ndarray:
