@@ -9,12 +9,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from emotion.predict import Box, Prediction
+from emotion.faces import Box
+from emotion.predict import EmotionPredictor, Prediction, Source
 
 SMOOTHING_SECONDS: Final = 0.5
 """Time constant of the probabilities: after this long, a change shows to 63%."""
 MIN_OVERLAP: Final = 0.3
 """Intersection over union from which on two boxes are the same face."""
+SEARCH_SECONDS: Final = 0.4
+"""The whole picture is searched this often: at ten frames a second, a new face is found within half a second."""
 LOST_SECONDS: Final = 0.5
 """A face that is not found keeps its box and number this long."""
 TIMELINE_SECONDS: Final = 30
@@ -57,6 +60,7 @@ class FaceFollower:
         self.timeline: deque[Sample] = deque()
         self._seen: dict[int, float] = {}
         self._frames: deque[float] = deque()
+        self._searched = -math.inf
 
     @property
     def rate(self) -> float:
@@ -64,6 +68,24 @@ class FaceFollower:
         if len(self._frames) < 2:
             return 0.0
         return (len(self._frames) - 1) / (self._frames[-1] - self._frames[0])
+
+    def look(self, frame: Source, predictor: EmotionPredictor, now: float) -> None:
+        """Find the faces of one frame and take them in.
+
+        The whole frame is searched every `SEARCH_SECONDS`, as long as there is no face, and when one is lost;
+        otherwise only the surroundings of the faces of the frame before.
+
+        Args:
+            frame: the frame.
+            predictor: finds and classifies its faces.
+            now: when it was taken, as for `update`.
+        """
+        known = [face.box for number, face in self.faces.items() if self._seen[number] == self._frames[-1]]
+        found = predictor.predict(frame, near=known) if known and now - self._searched < SEARCH_SECONDS else []
+        if not known or len(found) < len(known):
+            found = predictor.predict(frame)
+            self._searched = now
+        self.update(found, now)
 
     def update(self, found: Sequence[Prediction], now: float) -> list[int]:
         """Take in the faces of one frame.

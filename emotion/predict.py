@@ -12,7 +12,7 @@ from PIL import Image
 
 from emotion.checkpoint import load_checkpoint
 from emotion.explain import evidence
-from emotion.faces import FaceDetector, crop_face, crop_whole, open_image
+from emotion.faces import Box, FaceDetector, crop_face, crop_whole, open_image
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
 from emotion.transforms import get_enhanced_transforms_grayscale_48
@@ -22,8 +22,6 @@ DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parents[1] / "checkpoints" 
 
 Source = str | Path | bytes | Image.Image | np.ndarray
 """What is accepted as a photo; see `emotion.faces.open_image`."""
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -96,13 +94,14 @@ class EmotionPredictor:
         """
         return cls(load_checkpoint(path_or_hub_id, device=device, revision=revision))
 
-    def predict(self, image: Source) -> list[Prediction]:
+    def predict(self, image: Source, near: Sequence[Box] | None = None) -> list[Prediction]:
         """Find and classify every face of a photo, the largest first; none gives an empty list.
 
         A picture of exactly 48x48 pixels is a face crop already: it is used as it is, as in `predict_whole`.
 
         Args:
             image: path or bytes of a picture, PIL image, or array; see `emotion.faces.open_image`.
+            near: boxes of the faces a moment ago; others are not looked for, see `emotion.faces.FaceDetector.detect`.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -111,7 +110,7 @@ class EmotionPredictor:
         photo = open_image(image)
         if photo.size == (IMAGE_SIZE, IMAGE_SIZE):
             return [self.predict_whole(photo)]
-        faces = self.detector.detect(photo)
+        faces = self.detector.detect(photo, near)
         crops = [crop_face(photo, face) for face in faces]
         return self._predictions([face.box for face in faces], [face.score for face in faces], crops)
 

@@ -1,12 +1,14 @@
-"""Following faces between frames, against values computed by hand."""
+"""Following faces between frames, against values computed by hand and full searches of drawn-up clips."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from emotion.follow import FaceFollower, overlap
-from emotion.predict import Prediction
+from emotion.predict import EmotionPredictor, Prediction
 
 
 def face(x: float, happy: float = 1.0, side: float = 100.0) -> Prediction:
@@ -136,3 +138,91 @@ def test_frame_rate_is_that_of_the_last_five_seconds():
     for frame in range(1, 101):
         follower.update([], 5 + frame / 20)
     assert follower.rate == pytest.approx(20)
+
+
+FRAME = 1 / 12
+
+
+def at(background: Image.Image, person: Image.Image, *places: tuple[float, float]) -> Image.Image:
+    """A frame with a person at each of the places."""
+    frame = background.copy()
+    for x, y in places:
+        frame.paste(person, (round(x), round(y)))
+    return frame
+
+
+@pytest.fixture(scope="module")
+def person(portrait: Image.Image) -> Image.Image:
+    """160x180 pixels, 90 of them the width of the face."""
+    return portrait.crop((150, 30, 310, 210))
+
+
+@pytest.fixture(scope="module")
+def background(scenery: Image.Image) -> Image.Image:
+    return scenery.resize((640, 480))
+
+
+@pytest.fixture
+def predictor(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> EmotionPredictor:
+    """Counts in `searches` how often it has searched a whole frame."""
+    predictor = EmotionPredictor.from_checkpoint(checkpoint)
+    predictor.searches, predict = 0, predictor.predict
+
+    def counted(frame: Image.Image, near: list | None = None) -> list[Prediction]:
+        predictor.searches += near is None
+        return predict(frame, near)
+
+    monkeypatch.setattr(predictor, "predict", counted)
+    return predictor
+
+
+def test_boxes_stay_on_a_moving_face_and_few_frames_are_searched(predictor, person, background):
+    follower = FaceFollower()
+    for index in range(25):
+        # Up to 25 pixels a frame, over a quarter of the face.
+        now = index * FRAME
+        frame = at(background, person, (240 + 200 * math.sin(1.5 * now), 150 + 80 * math.cos(now)))
+        follower.look(frame, predictor, now)
+        [face] = predictor.detector.detect(frame)
+        [(number, shown)] = follower.faces.items()
+        assert number == 1
+        assert overlap(shown.box, face.box) > 0.75
+    # Two seconds: every 0.4 seconds at 12 frames a second is every fifth frame.
+    assert predictor.searches == 5
+
+
+@pytest.mark.parametrize("shift", range(5))
+def test_a_second_face_is_found_within_half_a_second(predictor, person, background, shift):
+    follower = FaceFollower()
+    for index in range(13):
+        alone = index <= shift
+        places = [(100, 100)] if alone else [(100, 100), (400, 200)]
+        follower.look(at(background, person, *places), predictor, index / 10)
+        if alone:
+            assert len(follower.faces) == 1
+        elif index - (shift + 1) >= 5:
+            assert len(follower.faces) == 2
+
+
+def test_a_face_that_jumps_is_found_in_the_same_frame(predictor, person, background):
+    follower = FaceFollower()
+    follower.look(at(background, person, (50, 100)), predictor, 0.0)
+    follower.look(at(background, person, (55, 100)), predictor, 0.1)
+    assert (list(follower.faces), predictor.searches) == ([1], 1)
+    follower.look(at(background, person, (400, 200)), predictor, 0.2)
+    assert predictor.searches == 2
+    assert max(face.box[0] for face in follower.faces.values()) > 400
+    # Only faces of the frame before are followed, not the one that is lost.
+    follower.look(at(background, person, (400, 200)), predictor, 0.3)
+    assert predictor.searches == 2
+    follower.look(at(background, person, (400, 200)), predictor, 0.75)
+    assert [face.box[0] > 400 for face in follower.faces.values()] == [True]
+
+
+def test_without_a_face_every_frame_is_searched(predictor, background, person):
+    follower = FaceFollower()
+    for index in range(3):
+        follower.look(background, predictor, index / 20)
+    assert (predictor.searches, follower.faces) == (3, {})
+    follower.look(at(background, person, (200, 100)), predictor, 0.15)
+    assert list(follower.faces) == [1]

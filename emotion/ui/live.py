@@ -128,7 +128,7 @@ def live_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, Co
 def _look(network: Network, session: Session, frame: Image.Image, now: float) -> tuple[str, str, str]:
     """Boxes, sentence and result for a frame that has come in at `now`, in seconds, as HTML."""
     follower = session.follower
-    follower.update(network.predictor.predict(frame), now)
+    follower.look(frame, network.predictor, now)
     faces = dict(sorted(follower.faces.items()))
     overlay = f'<div class="overlay" style="aspect-ratio:{frame.width}/{frame.height}">{boxes(faces, frame.size)}</div>'
     if now - session.said_at >= SPOKEN_SECONDS:
