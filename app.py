@@ -10,7 +10,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Serve the page that finds faces in a photo and says which expression each one shows.",
         epilog="EMOTION_CHECKPOINT names another network (folder, .pth file or Hub id), or a folder of several "
-        "to choose from. "
+        "to choose from. EMOTION_QUEUE, EMOTION_PER_MINUTE and EMOTION_FILE_MB limit what visitors may ask. "
         "Gradio's own variables, such as GRADIO_SERVER_NAME, hold where a flag is left out.",
     )
     parser.add_argument(
@@ -24,14 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    # Here and not above: `--help` need not wait for gradio.
-    from emotion.ui import LAUNCH_OPTIONS, build_page, load_networks
-
-    if os.environ.get("SPACES_ZERO_GPU"):
-        _register_with_zero_gpu()
     try:
+        # Here and not above: `--help` need not wait for gradio. A setting that is wrong shows at the import.
+        from emotion.ui import build_page, launch_options, load_networks
+
+        if os.environ.get("SPACES_ZERO_GPU"):
+            _register_with_zero_gpu()
         build_page(load_networks(os.environ.get("EMOTION_CHECKPOINT"))).launch(
-            share=options.share, server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS
+            share=options.share, server_name=options.host, server_port=options.port, **launch_options()
         )
     except (ValueError, OSError, OverflowError) as error:  # the last: no such port
         print(f"app.py: {error}", file=sys.stderr)

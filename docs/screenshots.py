@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from docs.make import IMAGES
 from emotion.checkpoint import atomic_write
-from emotion.ui import LAUNCH_OPTIONS, build_page, load_networks
+from emotion.ui import build_page, launch_options, load_networks
 
 PATIENCE: Final = 120_000  # milliseconds
 LIVE_SECONDS: Final = 25
@@ -58,7 +58,7 @@ def main() -> int:
         frame = io.BytesIO()
         portrait.save(frame, "JPEG")
         camera.write_bytes(20 * frame.getvalue())
-        _, url, _ = build_page(load_networks()).launch(prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
+        _, url, _ = build_page(load_networks()).launch(prevent_thread_lock=True, quiet=True, **launch_options())
         flags = [
             "--no-sandbox",
             "--disable-gpu",

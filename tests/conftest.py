@@ -30,6 +30,7 @@ from emotion.predict import EmotionPredictor
 # On a machine with many cores, more threads make networks this small slower.
 torch.set_num_threads(2)
 
+ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("joy", "anger", "naïve calm")
 HISTORY = [{"epoch": 1, "validation_accuracy": 0.25}, {"epoch": 2, "validation_accuracy": 0.75}]
 
@@ -144,17 +145,27 @@ def page_predictor(checkpoints: Path) -> EmotionPredictor:
 
 
 @contextmanager
-def serving(folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
-    """Address of a page that app.py serves in a process of its own and in `folder`, where `uploads` are."""
+def serving(folder: Path, variables: Mapping[str, str], *setup: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Address and process of app.py, which runs in `folder` and has its uploads in the folder `uploads` there.
+
+    What it prints goes into `app.log`, and what it asks of other machines, which is refused, into `outside`.
+
+    Args:
+        folder: where it runs.
+        variables: of its environment.
+        setup: lines of Python to run first.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads"), **variables}
-    app = Path(__file__).resolve().parents[1] / "app.py"
-    command = [sys.executable, str(app), "--host", "127.0.0.1", "--port", str(port)]
+    start = folder / "start.py"
+    lines = (f"import sys; sys.path.insert(0, {str(ROOT)!r})", *setup, "import app", "sys.exit(app.main())")
+    start.write_text("\n".join(lines))
+    command = [ROOT / "tests/offline.py", folder / "outside", start, "--host", "127.0.0.1", "--port", str(port)]
     with open(folder / "app.log", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log, cwd=folder)
     try:
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -164,7 +175,7 @@ def serving(folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
             except (URLError, OSError):
                 assert process.poll() is None and time.monotonic() < deadline, (folder / "app.log").read_text()
                 time.sleep(0.5)
-        yield address
+        yield address, process
     finally:
         process.terminate()
         process.wait(30)
@@ -173,8 +184,9 @@ def serving(folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def url(site: Path, checkpoints: Path) -> Iterator[str]:
     """Address of the page, which is a server of the Model Context Protocol, too."""
-    with serving(site, {"EMOTION_CHECKPOINT": str(checkpoints), "GRADIO_MCP_SERVER": "true"}) as address:
+    with serving(site, {"EMOTION_CHECKPOINT": str(checkpoints), "GRADIO_MCP_SERVER": "true"}) as (address, _):
         yield address
+    assert not (site / "outside").exists(), (site / "outside").read_text()
 
 
 @pytest.fixture(scope="session")

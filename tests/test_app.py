@@ -115,7 +115,7 @@ def test_page_registers_with_zero_gpu_and_answers_without_asking_for_a_gpu(check
             "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{scheduler.server_port}",
             "EMOTION_CHECKPOINT": str(checkpoints / "first"),
         }
-        with serving(tmp_path, variables) as address:
+        with serving(tmp_path, variables) as (address, _):
             assert asked == ["/startup-report"]
             item = Client(address, verbose=False).predict(handle_file(photos["pair.jpg"]), api_name="/predict")
             assert len(item["faces"]) == 2

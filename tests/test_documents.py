@@ -54,6 +54,10 @@ NOT_RUN = {
     "python -m benchmarks.transfer --data fer2013.csv -- --recipe best --epochs 12": (
         "needs ImageNet weights; tests/test_benchmarks.py uses random ones"
     ),
+    "python -m benchmarks.load --write": "takes minutes; tests/test_load.py runs its parts",
+    "pytest -m long tests/test_interruptions.py -rP": "takes minutes; the same tests run with fewer kills",
+    'unshare --net --map-root-user sh -c "ip link set lo up && pytest tests/test_privacy.py tests/test_web.py '
+    'tests/test_app.py"': "needs the right to make a network; the tests themselves run with other addresses refused",
     "docker build --tag emotion .": "needs Docker; the dockerfile's COPY and CMD are tried without it",
     "docker run --publish 7860:7860 emotion": "needs Docker",
 }

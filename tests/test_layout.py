@@ -32,6 +32,7 @@ FLOORS = {
     "emotion.ui.look": 5,
     "emotion.ui.networks": 5,
     "emotion.ui.tools": 5,
+    "emotion.ui.guard": 5,
     "emotion.ui.inputs": 5.1,
     "emotion.ui.photo": 5.2,
     "emotion.ui.live": 5.2,

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from emotion.checkpoint import save_checkpoint
 from emotion.model import EmotionCNN
-from emotion.ui import LAUNCH_OPTIONS, build_page, load_networks
+from emotion.ui import build_page, launch_options, load_networks
 
 LABELS = ("joy", "anger")
 PLAIN = {
@@ -61,7 +61,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
         page = build_page(load_networks(folder))
-        yield page.launch(prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)[1]
+        yield page.launch(prevent_thread_lock=True, quiet=True, **launch_options())[1]
         page.close(verbose=False)
 
 

@@ -183,7 +183,7 @@ def test_cameras_take_turns(checkpoints, tmp_path, monkeypatch, browser):
     monkeypatch.setattr(emotion.ui.live, "VIEWERS", 1)
     monkeypatch.setattr(emotion.ui.live, "TURN_SECONDS", 1)
     served = emotion.ui.build_page(load_networks(checkpoints / "first"))
-    served.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.LAUNCH_OPTIONS)
+    served.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.launch_options())
     context = browser.new_context(permissions=["camera"])
     context.set_default_timeout(1000 * PATIENCE)
     pages = [context.new_page() for _ in range(2)]

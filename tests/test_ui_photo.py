@@ -63,7 +63,7 @@ def served_alone(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(emotion.ui, "SWEEP_SECONDS", 1)
     monkeypatch.setattr(emotion.ui, "KEEP_SECONDS", 1)
     page = emotion.ui.build_page(load_networks(checkpoints / "first"))
-    page.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.LAUNCH_OPTIONS)
+    page.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.launch_options())
     yield page, tmp_path
     page.close()
 

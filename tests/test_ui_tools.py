@@ -126,7 +126,7 @@ def test_a_picture_given_as_text_is_deleted_like_an_upload(checkpoints, portrait
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr("gradio.mcp.DEFAULT_TEMP_DIR", str(tmp_path))  # gradio has read the variable before
     page = emotion.ui.build_page(load_networks(checkpoints / "first"))
-    page.launch(prevent_thread_lock=True, quiet=True, mcp_server=True, **emotion.ui.LAUNCH_OPTIONS)
+    page.launch(prevent_thread_lock=True, quiet=True, mcp_server=True, **emotion.ui.launch_options())
     result = ask(page.local_url, "predict", {"image": data_url(portrait, "PNG")})
     assert len(json.loads(result.content[0].text)["faces"]) == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()]

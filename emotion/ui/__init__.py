@@ -14,19 +14,27 @@
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 # Before gradio is there, so that no part of it can have asked earlier.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# Nobody's requests are counted, which would also take a data frame over the last 10,000 of them after each one.
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"
+# A folder of its own: what is old in it is deleted.
+os.environ.setdefault("GRADIO_TEMP_DIR", os.path.join(tempfile.gettempdir(), "emotion48"))
 import gradio as gr
 import gradio.mcp
 from gradio.blocks import Block
 from gradio.components import Component
+from starlette.middleware import Middleware
 
 from emotion.ui.about import about_tab
 from emotion.ui.augmentation import augmentation_tab
-from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, MAX_MEGABYTES, SWEEP_SECONDS
+from emotion.ui.guard import FILE_MEGABYTES, PER_MINUTE, QUEUE, Guard
+from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, SWEEP_SECONDS
 from emotion.ui.live import live_tab
 from emotion.ui.look import CSS, PIXELS
 from emotion.ui.networks import Network, load_networks
@@ -34,7 +42,7 @@ from emotion.ui.photo import photo_tab
 from emotion.ui.tools import Tools
 from emotion.ui.video import video_tab
 
-__all__ = ["LAUNCH_OPTIONS", "build_page", "load_networks"]
+__all__ = ["build_page", "launch_options", "load_networks"]
 
 TITLE: Final = "What does this face express?"
 TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dict[str, Component]]]]] = {
@@ -65,33 +73,47 @@ KEEP_ADDRESS_JS: Final = """(...values) => {
 """Writes the values of a tab's components into the address, instead of those of all tabs, when the tab is opened or a
 value changes while it is open."""
 
-LAUNCH_OPTIONS: Final[dict[str, Any]] = {
-    "theme": gr.themes.Default(
-        primary_hue="indigo",
-        secondary_hue="indigo",
-        neutral_hue="slate",
-        # Names of what the visitor has: a font that the page brought along would be one more request.
-        font=("system-ui", "sans-serif"),
-        font_mono=("ui-monospace", "monospace"),
-    ).set(
-        # At least 4.5:1, as WCAG 2.2 asks of text.
-        color_accent="*primary_600",
-        block_info_text_color="*body_text_color",
-        block_info_text_color_dark="*body_text_color",
-        link_text_color_dark="*secondary_300",
-        link_text_color_visited="*secondary_600",
-        link_text_color_visited_dark="*secondary_300",
-    ),
-    "css": CSS + EXAMPLE_CSS,
-    "run_history": False,
-    "footer_links": ["api", "settings"],
-    "max_file_size": f"{MAX_MEGABYTES}mb",
-}
-"""Keyword arguments of `gr.Blocks.launch` for the page; address and sharing are the caller's."""
+THEME: Final = gr.themes.Default(
+    primary_hue="indigo",
+    secondary_hue="indigo",
+    neutral_hue="slate",
+    # Names of what the visitor has: a font that the page brought along would be one more request.
+    font=("system-ui", "sans-serif"),
+    font_mono=("ui-monospace", "monospace"),
+).set(
+    # At least 4.5:1, as WCAG 2.2 asks of text.
+    color_accent="*primary_600",
+    block_info_text_color="*body_text_color",
+    block_info_text_color_dark="*body_text_color",
+    link_text_color_dark="*secondary_300",
+    link_text_color_visited="*secondary_600",
+    link_text_color_visited_dark="*secondary_300",
+)
+
+
+def launch_options() -> dict[str, Any]:
+    """Keyword arguments of `gr.Blocks.launch` for the page; address and sharing are the caller's."""
+    guard = Middleware(
+        Guard,
+        per_minute=PER_MINUTE,
+        file_bytes=FILE_MEGABYTES * 1_000_000,
+        sweep_seconds=SWEEP_SECONDS,
+        keep_seconds=KEEP_SECONDS,
+    )
+    return {
+        "theme": THEME,
+        "css": CSS + EXAMPLE_CSS,
+        "run_history": False,
+        "enable_monitoring": False,
+        "footer_links": ["api", "settings"],
+        "max_file_size": f"{FILE_MEGABYTES}mb",
+        # Not a constant: gradio adds to it at every launch.
+        "app_kwargs": {"middleware": [guard]},
+    }
 
 
 def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
-    """Build the page and its public endpoints; launch it with `LAUNCH_OPTIONS`.
+    """Build the page and its public endpoints; launch it with `launch_options`.
 
     Args:
         networks: what the page offers, by name; with two or more, a selector above the tabs switches between them.
@@ -123,7 +145,7 @@ def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
             elem_id="notes",
         )
         _link(page, tabs, opened, linked)
-    return page
+    return page.queue(max_size=QUEUE)
 
 
 def _link(

@@ -94,7 +94,7 @@ def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict
         try:
             crop = crop_whole(open_data_url(face))
         except ValueError as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(str(error), print_exception=False) from None
         return _show(crop, seed, strength, steps)
 
     def augment(image: str | None, seed: int, strength: float, steps: list[str]) -> dict[str, Any]:

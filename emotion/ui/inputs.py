@@ -25,8 +25,6 @@ from emotion.ui.look import data_url
 SWEEP_SECONDS: Final = 60
 KEEP_SECONDS: Final = 180
 """Once a minute, uploads older than three minutes are deleted."""
-MAX_MEGABYTES: Final = 64
-"""Largest upload."""
 FORGOTTEN_MINUTES: Final = (SWEEP_SECONDS + KEEP_SECONDS) // 60
 FRAME_CONSTRAINTS: Final = {"width": {"ideal": 640}, "height": {"ideal": 480}, "facingMode": "user"}
 """What is asked of the camera: no more pixels than the search for faces uses."""
@@ -107,7 +105,7 @@ def photo_input(elem_id: str, example: gr.Radio) -> gr.Image:
 
     # Not in a subclass: gradio writes a .pyi file beside the module of every subclass.
     photo.preprocess = uploaded_path
-    _fetch_nothing(photo)
+    _take_addresses_of_uploads(photo)
     _fill(photo, example, lambda name: str(EXAMPLES[name]), [photo.input, photo.clear])
     return photo
 
@@ -143,7 +141,7 @@ def clip_input(elem_id: str, example: gr.Radio) -> gr.Video:
         return save_bytes_to_cache(draw_clip(CLIPS[name]), f"{uuid4().hex}.mp4", clip.GRADIO_CACHE)
 
     clip.preprocess, clip.postprocess = uploaded_path, shown
-    _fetch_nothing(clip)
+    _take_addresses_of_uploads(clip)
     _fill(clip, example, drawn, [clip.input, clip.clear, clip.stop_recording])
     return clip
 
@@ -215,7 +213,7 @@ def camera_input(elem_id: str) -> gr.Image:
         try:
             return open_data_url(payload.url)
         except ValueError as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(str(error), print_exception=False) from None
 
     camera.preprocess = frame
     return camera
@@ -235,7 +233,7 @@ def photos_input(label: str, elem_id: str) -> gr.UploadButton:
         return [] if payload is None else [_uploaded(photos, file.path) for file in payload]
 
     photos.preprocess = uploaded_paths
-    _fetch_nothing(photos)
+    _take_addresses_of_uploads(photos)
     return photos
 
 
@@ -246,17 +244,16 @@ def reason(error: Exception, path: str) -> str:
     return str(error).replace(path, Path(path).name)
 
 
-def _fetch_nothing(component: Component) -> None:
-    """Make an input refuse the addresses of other hosts, which gradio would download, from any public one."""
+def _take_addresses_of_uploads(component: Component) -> None:
+    """Make an input take an upload by its address; `emotion.ui.guard` refuses every other one."""
     keep = component.async_move_resource_to_block_cache
 
     async def keep_upload(path: str | Path | None) -> str | None:
         if path is not None and is_http_url_like(str(path)):
             # This is how gradio's programs name an upload; whatever host stands before it is not asked.
             _, found, upload = str(path).partition("/gradio_api/file=")
-            if not found:
-                raise gr.Error("An address was given, and nothing is fetched here; give a picture, or upload it.")
-            path = _uploaded(component, unquote(upload))
+            if found:
+                path = _uploaded(component, unquote(upload))
         return await keep(path)
 
     component.async_move_resource_to_block_cache = keep_upload
@@ -264,7 +261,12 @@ def _fetch_nothing(component: Component) -> None:
 
 def _uploaded(component: Component, path: str) -> str:
     # Gradio checks only files that are marked as such, and leaves the mark to the client.
-    given = Path(path).resolve()
-    if given not in EXAMPLES.values() and not given.is_relative_to(Path(component.GRADIO_CACHE).resolve()):
-        raise gr.Error(f"'{given.name}' was not uploaded; upload it and give the path in the answer.")
-    return path
+    try:
+        given = Path(path).resolve()
+        if given in EXAMPLES.values() or given.is_relative_to(Path(component.GRADIO_CACHE).resolve()):
+            return path
+    except (ValueError, OSError):  # no path at all
+        pass
+    # Nothing of what visitors give goes into a log.
+    sentence = f"'{Path(path).name[:100]}' was not uploaded; upload it and give the path in the answer."
+    raise gr.Error(sentence, print_exception=False)

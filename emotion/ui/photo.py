@@ -63,7 +63,7 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
         try:
             photo = open_image(path)
         except (ValueError, OSError) as error:
-            raise gr.Error(reason(error, path)) from error
+            raise gr.Error(reason(error, path), print_exception=False) from error
         faces = _faces(networks[name], photo, is_whole)
         return data_url(poster(photo, faces, networks[name].threshold), "PNG")
 

@@ -15,14 +15,15 @@ from PIL import Image
 
 from emotion.follow import FaceFollower, Sample
 from emotion.predict import Prediction
-from emotion.ui.inputs import CLIPS, MAX_MEGABYTES, clip_input, reason
+from emotion.ui.guard import FILE_MEGABYTES
+from emotion.ui.inputs import CLIPS, clip_input, reason
 from emotion.ui.look import SCROLL_JS, announced, candidates, csv_link, data_url, percent, timeline
 from emotion.ui.networks import Network
 from emotion.video import MAX_SECONDS, RATE, Clip
 
 HINT: Final = "<p>What the faces in the clip show over time appears here.</p>"
 LIMITS: Final = (
-    f"<p>Up to {MAX_SECONDS} seconds and {MAX_MEGABYTES} MB, as MP4, MOV, WebM or MKV. {RATE} pictures a second are "
+    f"<p>Up to {MAX_SECONDS} seconds and {FILE_MEGABYTES} MB, as MP4, MOV, WebM or MKV. {RATE} pictures a second are "
     "looked at; sound is ignored.</p>"
 )
 LIMITS_JS: Final = """
