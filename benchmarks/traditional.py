@@ -119,7 +119,7 @@ def _work(connection: Connection, name: str, task: str) -> None:
     torch.manual_seed(0)
     # The runtime loads parts of itself at the first step.
     _step(nn.Sequential(nn.Conv2d(1, 7, IMAGE_SIZE), nn.Flatten()), task)()
-    runtime = _memory("VmRSS")
+    runtime = memory("VmRSS")
     step = _step(NETWORKS[name](), task)
     step()
     connection.send("ready")
@@ -129,7 +129,7 @@ def _work(connection: Connection, name: str, task: str) -> None:
             step()
             steps += 1
         connection.send((time.perf_counter() - start) / steps / (BATCH if task == "training" else 1))
-    peak = _memory("VmHWM")
+    peak = memory("VmHWM")
     connection.send({"peak": peak, "net": peak - runtime})
 
 
@@ -150,9 +150,9 @@ def _step(model: nn.Module, task: str) -> Callable[[], Any]:
     return train
 
 
-def _memory(field: str) -> int:
-    """Resident bytes of this process now (VmRSS) or at their peak (VmHWM), as Linux counts them."""
-    status = Path("/proc/self/status").read_text()
+def memory(field: str, process: int | str = "self") -> int:
+    """Resident bytes of a process, by its number, now (VmRSS) or at their peak (VmHWM), as Linux counts them."""
+    status = Path(f"/proc/{process}/status").read_text()
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks import traditional
+from benchmarks import load, traditional
 from emotion.checkpoint import atomic_write, load_metadata
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
@@ -160,6 +160,11 @@ def comparison_table() -> str:
     return traditional.table(json.loads(traditional.RESULTS.read_text()))
 
 
+def load_table() -> str:
+    """What `python -m benchmarks.load --write` has measured."""
+    return load.table(json.loads(load.RESULTS.read_text()))
+
+
 def figures() -> str:
     """What `python -m emotion evaluate --full` has written into the shipped checkpoints."""
     parts = []
@@ -210,6 +215,7 @@ SECTIONS: Final[dict[str, Callable[[], str]]] = {
     "steps": step_table,
     "recipes": recipe_table,
     "comparison": comparison_table,
+    "load": load_table,
     "figures": figures,
     "robustness": robustness_table,
 }

@@ -228,7 +228,11 @@ def test_size_and_rate_are_limited_by_settings(small_page):
 def test_settings_are_documented_with_their_defaults():
     rows = (ROOT / "docs/reliability.md").read_text("utf-8").splitlines()
     help = (ROOT / "app.py").read_text("utf-8")
-    for name, value in {"EMOTION_QUEUE": QUEUE, "EMOTION_PER_MINUTE": PER_MINUTE, "EMOTION_FILE_MB": FILE_MEGABYTES}.items():
+    for name, value in {
+        "EMOTION_QUEUE": QUEUE,
+        "EMOTION_PER_MINUTE": PER_MINUTE,
+        "EMOTION_FILE_MB": FILE_MEGABYTES,
+    }.items():
         assert [row for row in rows if row.startswith(f"| `{name}` |") and row.endswith(f"| {value} |")]
         assert name in help
 
