@@ -182,11 +182,17 @@ def serving(folder: Path, variables: Mapping[str, str], *setup: str) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def url(site: Path, checkpoints: Path) -> Iterator[str]:
-    """Address of the page, which is a server of the Model Context Protocol, too."""
-    with serving(site, {"EMOTION_CHECKPOINT": str(checkpoints), "GRADIO_MCP_SERVER": "true"}) as (address, _):
-        yield address
+def server(site: Path, checkpoints: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Address and process of the page, which is a server of the Model Context Protocol, too."""
+    with serving(site, {"EMOTION_CHECKPOINT": str(checkpoints), "GRADIO_MCP_SERVER": "true"}) as served:
+        yield served
     assert not (site / "outside").exists(), (site / "outside").read_text()
+
+
+@pytest.fixture(scope="session")
+def url(server: tuple[str, subprocess.Popen]) -> str:
+    """Address of the page."""
+    return server[0]
 
 
 @pytest.fixture(scope="session")
