@@ -64,7 +64,7 @@ ORIENTATION: Final = 0x0112
 _READS_TO_OPEN: Final = 10_000
 _BYTES_TO_OPEN: Final = 16 * 2**20
 _TIFF_BYTES_TO_OPEN: Final = 2 * 2**20
-_READS_TO_LOAD: Final = 500_000
+_READS_TO_LOAD: Final = 200_000
 _MAX_PARTS: Final = 1000
 _MAX_PASSED_PIXELS: Final = 64 * MAX_PIXELS
 # What starts a part of a JPEG: neither an escaped 0xff, nor padding, nor a restart within a pass (ITU-T T.81, B.1.1).

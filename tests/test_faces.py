@@ -2,11 +2,15 @@
 
 import importlib.util
 import io
+import math
+import re
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -14,9 +18,12 @@ import joblib
 import numpy as np
 import pytest
 import skimage.data
+from corpus import greedy_table, tiff
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from emotion.faces import MAX_PIXELS, Face, FaceDetector, crop_face, crop_whole, open_image
+from emotion.faces import MAX_PIXELS, Face, FaceDetector, _orientation, crop_face, crop_whole, open_image
 
 # Measured by eye in an eightfold enlargement of skimage's astronaut (NASA, public domain; 512x512): pupils, tip of the
 # nose, corners of the mouth; and a box from the hairline to the chin.
@@ -516,3 +523,74 @@ def test_clear_pixels_of_a_palette_become_grey() -> None:
 def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="give a picture with at least one"):
         open_image(Image.new("RGB", size))
+
+
+# --- hostile files and impossible faces; tests/corpus.py has thousands more
+
+
+def test_small_files_that_cost_pillow_gigabytes_or_minutes_are_cheap() -> None:
+    """Each goes through Pillow alone first, in its cheapest form, so that the trap is known to be real."""
+    table = greedy_table(65_000)
+    for name, data in (
+        ("JPEG", encoded(Image.new("RGB", (8, 8)), "JPEG", exif=b"Exif\0\0" + table)),
+        ("PNG", encoded(Image.new("RGB", (8, 8)), "PNG", exif=b"Exif\0\0" + table)),
+        ("TIFF", tiff([(40_000 + tag, 7, 2**21, 0) for tag in range(150)], bytes(2**21))),
+    ):
+        peaks = []
+        for read in (lambda data=data: Image.open(io.BytesIO(data)).getexif(), lambda data=data: open_image(data)):
+            tracemalloc.start()
+            with suppress(ValueError, OSError):
+                read()
+            peaks.append(tracemalloc.get_traced_memory()[1] / len(data))
+            tracemalloc.stop()
+        assert peaks[0] > 100 and peaks[1] < 5, f"{name}: {peaks} times its size"
+
+
+numbers = st.floats(allow_nan=True, allow_infinity=True, width=64)
+sides = st.integers(1, 300)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    size=st.tuples(sides, sides),
+    box=st.tuples(*[st.one_of(numbers, st.floats(-50, 350))] * 4),
+    points=st.lists(st.one_of(numbers, st.floats(-50, 350)), min_size=10, max_size=10),
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_any_box_gives_a_crop_or_one_sentence(size: tuple[int, int], box: tuple, points: list[float]) -> None:
+    photo = Image.new("RGB", size, (50, 50, 50))
+    landmarks = tuple(zip(points[::2], points[1::2], strict=True))
+    x, y, width, height = box
+    middle = x + width / 2, y + height / 2
+    usual = (
+        all(map(math.isfinite, (*box, *points)))
+        and min(width, height) > 0
+        and 1.07 * math.sqrt(width * height) <= min(size)
+        and 0 <= middle[0] <= size[0]
+        and 0 <= middle[1] <= size[1]
+        and all(math.dist(middle, point) <= math.sqrt(width * height) for point in landmarks)
+    )
+    sentence = None
+    try:
+        crop = crop_face(photo, Face(box, 1.0, landmarks))
+    except ValueError as error:
+        sentence = str(error)
+    if sentence is None:
+        assert crop.shape == (48, 48) and crop.dtype == np.uint8
+        assert (crop == 50).all()
+    else:
+        assert re.fullmatch(r"The box .* is no face of a photo of \d+ x \d+ pixels; give one that .*\.", sentence)
+        assert not usual
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.tuples(st.integers(1, 3000), st.integers(1, 3000)))
+def test_the_whole_of_any_picture_is_a_crop(size: tuple[int, int]) -> None:
+    assert (crop_whole(Image.new("RGB", size, (50, 50, 50))) == 50).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_exif_block_has_an_orientation(block: bytes) -> None:
+    for start in (b"", b"II*\0\x08\0\0\0", b"Exif\0\0MM\0*\0\0\0\x08"):
+        assert 0 <= _orientation(start + block) <= 65_535
