@@ -43,6 +43,8 @@ CLASS_FOLDERS: Final = {
 }
 """Lower-case folder names that are read as a standard class."""
 IMAGE_SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What those files may hold, whatever their names. Pillow knows more, but some formats start other programs."""
 READ_ERRORS: Final = (OSError, ValueError, KeyError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 """What a damaged CSV, archive or cache file raises on reading."""
 
@@ -457,12 +459,12 @@ def _match_classes(root: Path, folders: set[str], labels: str | None) -> tuple[t
 
 def _read_image(file: Path) -> np.ndarray:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):
                 # Pillow would clip 16-bit grey values at 255 instead of scaling them.
                 upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
             grey = ImageOps.fit(upright.convert("L"), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
-    except (*READ_ERRORS, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise anything on damaged files.
         raise ValueError(f"{file} cannot be read as an image ({error}); replace or remove it.") from error
     return np.array(grey)

@@ -2,9 +2,11 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import random
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from emotion import data
@@ -578,6 +582,10 @@ def test_wrong_folders_are_one_sentence(csv, tmp_path):
         (root / "train" / "sad" / "b.png").write_bytes(content)
         with pytest.raises(ValueError, match=r"sad/b\.png cannot be read as an image .*; replace or remove it"):
             load_dataset(root, "train")
+    # Pillow would start Ghostscript for it, whatever its name.
+    (root / "train" / "sad" / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(ValueError, match=r"sad/b\.png cannot be read as an image \(cannot identify image file"):
+        load_dataset(root, "train")
 
 
 # Holding out, duplicates
@@ -635,3 +643,74 @@ def test_duplicates_of_another_split_are_dropped():
     assert unseen.class_indices.tolist() == [0, 1, 0]
     with pytest.raises(ValueError, match="All 3 rows also stand in the other data set"):
         without_duplicates_of(train, train)
+
+
+# Garbage: whatever a file or folder holds, faces or one sentence come out
+
+
+def garbled(text: str, changes: list[tuple[int, bytes]]) -> bytes:
+    content = bytearray(text.encode())
+    for place, piece in changes:
+        at = place % (len(content) + 1)
+        content[at : at + len(piece)] = piece
+    return bytes(content)
+
+
+PIECES = st.sampled_from(
+    [b"", b"\0", b"\n", b'"', b",", b" ", b"-", b"nan", b"1e999", b"\xff\xfe", b"\xf0\x9d\x9f\x9b", b"9" * 400]
+)
+CHANGES = st.lists(st.tuples(st.integers(0, 10**6), st.one_of(PIECES, st.binary(max_size=8))), max_size=6)
+READING = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+def assert_faces_or_one_sentence(read, name: str) -> None:
+    try:
+        dataset = read()
+    except ValueError as error:
+        text = str(error)
+    else:
+        assert isinstance(dataset, FaceDataset) and len(dataset)
+        return
+    assert name in text and "\n" not in text and len(text) < 600, text
+    assert text.endswith("."), text
+
+
+@READING
+@given(changes=CHANGES, cut=st.integers(0, 40_000))
+def test_a_garbled_csv_is_read_or_refused_in_one_sentence(tmp_path, changes, cut):
+    file = tmp_path / "garbled.csv"
+    text = csv_text(random_faces(3), [0, 1, 2], ["Training"] * 3)
+    file.write_bytes(garbled(text, changes)[: cut or None])
+    assert_faces_or_one_sentence(lambda: load_dataset(file, "train"), "garbled.csv")
+
+
+@READING
+@given(changes=CHANGES)
+def test_garbled_votes_are_read_or_refused_in_one_sentence(tmp_path, csv, changes):
+    file = write_votes(tmp_path, [(usage, "a.png", [0, 9, 1] + [0] * 7) for usage in USAGE])
+    file.write_bytes(garbled(file.read_text(), changes))
+    assert_faces_or_one_sentence(lambda: load_dataset(csv, "train", "ferplus", file), ".csv")
+
+
+@READING
+@given(
+    st.binary(max_size=300),
+    st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=8)), max_size=6),
+    st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"]),
+)
+def test_a_garbled_picture_of_a_folder_is_read_or_refused_in_one_sentence(tmp_path, noise, changes, form):
+    folder = tmp_path / "faces" / "train"
+    stream = io.BytesIO()
+    Image.fromarray(random_faces(1)[0]).save(stream, form)
+    for name, content in {"angry": stream.getvalue(), "sad": noise}.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for place, piece in changes:
+            at = place % (len(content) + 1)
+            content = content[:at] + piece + content[at + len(piece) :]
+        (folder / name / "a.png").write_bytes(content)
+        if name == "angry":
+            assert_faces_or_one_sentence(lambda: load_dataset(tmp_path / "faces", "train"), "a.png")
+    assert_faces_or_one_sentence(lambda: load_dataset(tmp_path / "faces", "train"), "a.png")
+    shutil.rmtree(folder)

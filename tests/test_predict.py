@@ -2,6 +2,9 @@
 
 import dataclasses
 import io
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from emotion.demo import make_dataset
 from emotion.faces import FaceDetector, crop_face
 from emotion.labels import FER2013_LABELS
 from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor, load_and_predict_48x48_grayscale
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +136,43 @@ def test_threads_get_what_they_would_get_alone(
             assert face.probabilities == pytest.approx(same.probabilities, abs=1e-5)
 
 
+RESTARTED = """
+import json, sys, torch
+from emotion.predict import EmotionPredictor
+torch.set_num_threads(int(sys.argv[1]))
+predictor = EmotionPredictor.from_checkpoint()
+faces = predictor.predict(sys.argv[2])
+print(json.dumps([[*face.box, *face.probabilities.values()] for face in faces]))
+"""
+
+
+def test_the_answer_is_the_same_after_a_restart_on_other_threads_and_in_other_company(
+    group: Image.Image, tmp_path: Path
+) -> None:
+    """With the shipped network; `pytest -s -k restart` prints the largest differences."""
+    group.save(tmp_path / "group.png")
+    shipped = EmotionPredictor.from_checkpoint()
+    faces = shipped.predict(tmp_path / "group.png")
+    here = np.array([[*face.box, *values(face.probabilities)] for face in faces])
+    alone = np.array([values(shipped.classify(face.crop[None])[0]) for face in faces])
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(shipped.predict, [tmp_path / "group.png"] * 8))
+    answers = {"one face at a time": np.hstack([here[:, :4], alone])}
+    for same in at_once:
+        answer = np.array([[*face.box, *values(face.probabilities)] for face in same])
+        worst = answers.setdefault("8 calls on 4 threads", answer)
+        answers["8 calls on 4 threads"] = np.where(np.abs(answer - here) > np.abs(worst - here), answer, worst)
+    for threads in (1, 2):
+        command = [sys.executable, "-c", RESTARTED, str(threads), str(tmp_path / "group.png")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        answers[f"restarted, {threads} of PyTorch's threads"] = np.array(json.loads(done.stdout))
+    for name, answer in answers.items():
+        assert answer.shape == here.shape == (3, 4 + len(FER2013_LABELS))
+        pixels, shares = np.abs(answer - here)[:, :4].max(), np.abs(answer - here)[:, 4:].max()
+        print(f"{name:<34} boxes {pixels:.1e} pixels, probabilities {shares:.1e}")
+        assert pixels < 1e-3 and shares < 1e-5, name
+
+
 def test_the_whole_picture_can_be_taken_for_a_face(
     predictor: EmotionPredictor, checkpoint: Path, crops: np.ndarray
 ) -> None:
@@ -188,5 +230,5 @@ def test_what_is_no_picture_is_refused(predictor: EmotionPredictor, tmp_path: Pa
 
 
 def test_the_shipped_checkpoint_is_found_from_anywhere() -> None:
-    assert Path(__file__).parents[1] / "checkpoints" / "fer2013" == DEFAULT_CHECKPOINT
+    assert ROOT / "checkpoints" / "fer2013" == DEFAULT_CHECKPOINT
     assert EmotionPredictor.from_checkpoint().model.labels == FER2013_LABELS
