@@ -77,18 +77,9 @@ def video_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
         with gr.Column(scale=3, min_width=300):
             summary = announced(HINT, "video-summary", "summary")
             result = gr.HTML(elem_id="video-result")
-    shown = gr.State()
 
-    def show(
-        name: str,
-        path: str | None,
-        before: tuple[str, str | None] | None,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, ...]:
-        # An example that is no longer chosen hands the clip over once more.
-        if before == (name, path):
-            return gr.skip(), gr.skip(), before
-        return *_show(networks[name], path, progress), (name, path)
+    def show(name: str, path: str | None, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:  # noqa: B008
+        return _show(networks[name], path, progress)
 
     def video(video: str | None) -> dict[str, Any]:
         """Find and follow every face of a clip and give the probability of every expression, five times a second.
@@ -110,8 +101,8 @@ def video_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     gr.on(
         [clip.change, network.change],
         show,
-        [network, clip, shown],
-        [summary, result, shown],
+        [network, clip],
+        [summary, result],
         # A clip that comes while another is looked at is the next, in place of all before it.
         trigger_mode="always_last",
         api_visibility="private",
