@@ -266,7 +266,7 @@ def test_the_file_of_an_example_is_deleted_like_an_upload(checkpoints, tmp_path,
     monkeypatch.setattr(emotion.ui, "SWEEP_SECONDS", 1)
     monkeypatch.setattr(emotion.ui, "KEEP_SECONDS", 1)
     served = emotion.ui.build_page(load_networks(checkpoints / "first"))
-    served.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.LAUNCH_OPTIONS)
+    served.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.launch_options())
     page = browser.new_page()
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(f"{served.local_url}?tab=video&example=one face")

@@ -29,6 +29,7 @@ import gradio as gr
 import gradio.mcp
 from gradio.blocks import Block
 from gradio.components import Component
+from gradio.state_holder import SessionState
 from starlette.middleware import Middleware
 
 from emotion.ui.about import about_tab
@@ -105,6 +106,8 @@ def launch_options() -> dict[str, Any]:
         "css": CSS + EXAMPLE_CSS,
         "run_history": False,
         "enable_monitoring": False,
+        # Each takes 0.1 MB, and gradio keeps them when their visitors have left: 10,000 would be a gigabyte.
+        "state_session_capacity": 500,
         "footer_links": ["api", "settings"],
         "max_file_size": f"{FILE_MEGABYTES}mb",
         # Not a constant: gradio adds to it at every launch.
@@ -119,6 +122,9 @@ def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
         networks: what the page offers, by name; with two or more, a selector above the tabs switches between them.
     """
     gradio.mcp.GradioMCPServer = Tools  # where `launch` looks for it
+    # What gradio calls to keep all that visitors give and get, photos too, in memory for links that hold it, and to
+    # write it to the disk for whoever asks. This page has no such links.
+    SessionState._update_value_in_config = lambda *_: None
     with gr.Blocks(title=TITLE, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
         gr.HTML(
             f"<h1>{TITLE}</h1><p>Give a photo with one or more faces. A small network, which sees each face as "
