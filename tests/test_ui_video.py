@@ -113,12 +113,12 @@ def test_example_clips_pass_from_one_example_face_to_the_next(tmp_path, rows):
     assert reader.get(cv2.CAP_PROP_FPS) == 10
     for column, row in enumerate(rows):
         for index, name in enumerate(row):
-            # Each face is shown for 1.2 seconds, and the next comes within 0.8.
-            for frame in (frames[20 * index], frames[20 * index + 11]):
+            # Each face is shown for a second, and the next comes within 0.6.
+            for frame in (frames[16 * index], frames[16 * index + 9]):
                 face = frame[40:200, 240 * column + 40 : 240 * column + 200, 1]
                 meant = np.asarray(Image.open(EXAMPLES[name]).convert("L").resize((160, 160), Image.BICUBIC))
                 assert np.abs(face.astype(int) - meant).mean() < 4
-    assert len(frames) == 20 * (len(rows[0]) - 1) + 12
+    assert len(frames) == 16 * (len(rows[0]) - 1) + 10
 
 
 def test_the_input_takes_no_file_of_the_server_and_starts_no_program(clip, tmp_path, monkeypatch):
@@ -238,11 +238,7 @@ def test_a_link_opens_an_example_which_an_upload_replaces(page, url, scenery, tm
     expect(page.get_by_role("radio", name="two faces")).to_be_checked()
     clear(page)
     expect(page.get_by_role("radio", name="two faces")).not_to_be_checked()
-    page.get_by_role("radio", name="two faces").check()
-    expect(tracks).to_have_count(2)
-
     cup = write_clip(tmp_path / "cup.mp4", [scenery] * 3, [0, 0.1, 0.3])
-    clear(page)
     give(page, cup)
     expect(page.locator("#video-summary")).to_have_text("In this clip of 0.3 seconds, no face was found.")
 
@@ -269,7 +265,7 @@ def test_the_file_of_an_example_is_deleted_like_an_upload(checkpoints, tmp_path,
     served.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.launch_options())
     page = browser.new_page()
     page.set_default_timeout(1000 * PATIENCE)
-    page.goto(f"{served.local_url}?tab=video&example=one face")
+    page.goto(f"{served.local_url}?tab=video&example=two faces")
 
     def wait_for(some: bool) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -279,5 +275,7 @@ def test_the_file_of_an_example_is_deleted_like_an_upload(checkpoints, tmp_path,
 
     wait_for(True)
     wait_for(False)
+    # No work goes on when this process ends, whether the file was read in time or not.
+    expect(page.locator("#video-summary")).not_to_contain_text("appears here")
     page.close()
     served.close()

@@ -54,8 +54,8 @@ CLIP_SIZE: Final = 240
 CLIP_FACE: Final = 160
 CLIP_RATE: Final = 10
 """Sides of the picture around a face and of the face in it, in pixels; frames per second."""
-HOLD_SECONDS: Final = 1.2
-FADE_SECONDS: Final = 0.8
+HOLD_SECONDS: Final = 1.0
+FADE_SECONDS: Final = 0.6
 
 
 def example_input(elem_id: str, render: bool = True) -> gr.Radio:
