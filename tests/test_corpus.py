@@ -20,7 +20,7 @@ from subprocess import Popen
 import httpx
 import numpy as np
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, serving
 from corpus import Case, corpus, portrait
 from gradio_client import Client, handle_file
 
@@ -293,19 +293,20 @@ def test_every_other_endpoint_says_the_same_sentence(visitor: Visitor, tmp_path:
 
 @pytest.mark.long
 def test_the_whole_corpus_through_every_door(
-    predictor: EmotionPredictor,
-    visitor: Visitor,
-    server: tuple[str, Popen],
-    page_predictor: EmotionPredictor,
-    tmp_path: Path,
+    predictor: EmotionPredictor, checkpoints: Path, page_predictor: EmotionPredictor, tmp_path: Path
 ) -> None:
-    alone, page = Bounds(), Bounds(server[1].pid)
-    through_the_predictor(CASES, predictor, tmp_path, alone)
+    alone, site, files = Bounds(), tmp_path / "site", tmp_path / "files"
+    for folder in (site, files):
+        folder.mkdir()
+    through_the_predictor(CASES, predictor, files, alone)
     print(f"\n\n{len(CASES):,} files through EmotionPredictor.predict\n\n{alone.table()}")
-    through_the_page(CASES, visitor, page_predictor, tmp_path, page)
-    print(f"\n{len(CASES):,} files through the page's /predict\n\n{page.table()}")
     for start in range(0, len(CASES), 100):
-        through_the_command_line(CASES[start : start + 100], predictor, tmp_path)
-        for file in tmp_path.iterdir():
+        through_the_command_line(CASES[start : start + 100], predictor, files)
+        for file in files.iterdir():
             file.unlink()
     print(f"\n{len(CASES):,} files through python -m emotion predict --json: the predictor's answers.")
+    # One visitor who gives two thousand files as fast as they are read.
+    with serving(site, {"EMOTION_CHECKPOINT": str(checkpoints), "EMOTION_PER_MINUTE": "100000"}) as (url, process):
+        page = Bounds(process.pid)
+        through_the_page(CASES, Visitor(url), page_predictor, files, page)
+    print(f"\n{len(CASES):,} files through the page's /predict\n\n{page.table()}")
