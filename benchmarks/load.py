@@ -11,8 +11,6 @@ import base64
 import io
 import json
 import os
-import platform
-import re
 import signal
 import socket
 import subprocess
@@ -30,7 +28,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.traditional import memory
+from benchmarks.measure import memory, processor
 from emotion.checkpoint import atomic_write
 
 RESULTS: Final = Path("benchmarks/results/load.json")
@@ -319,7 +317,7 @@ def measure(visitors: int, seconds: float, settle_seconds: float) -> dict[str, A
             time.sleep(1)
             least = min(least, memory("VmRSS", process))
         return {
-            "machine": machine(),
+            "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
             "visitors": visitors,
             "seconds": seconds,
             "photos": summary(photos),
@@ -329,12 +327,6 @@ def measure(visitors: int, seconds: float, settle_seconds: float) -> dict[str, A
                 "peak": memory("VmHWM", process),
             },
         }
-
-
-def machine() -> str:
-    """Processor and its number of cores."""
-    processor = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return f"{processor[1] if processor else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def summary(visitors: list[Visitor]) -> dict[str, Any]:

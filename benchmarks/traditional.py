@@ -7,10 +7,7 @@ memory depends on their values.
 
 import argparse
 import json
-import platform
-import re
 import sys
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from multiprocessing import get_context
@@ -25,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16
 
+from benchmarks.measure import machine, memory, milliseconds, run
 from emotion.checkpoint import atomic_write
 from emotion.labels import FER2013_LABELS, IMAGE_SIZE
 from emotion.model import EmotionCNN
@@ -33,8 +31,6 @@ RESULTS: Final = Path("benchmarks/results/traditional.json")
 """Where `--write` puts the figures, from the project's folder; `python -m docs.make` draws on them."""
 BATCH: Final = 8
 """Faces per training step; at the original recipe's 32, one of VGG16 takes too long to repeat."""
-RUN_SECONDS: Final = 1.0
-"""A run repeats its step for at least this long."""
 TASKS: Final = ("training", "prediction")
 
 
@@ -91,7 +87,7 @@ def measure(runs: int) -> dict[str, Any]:
         The machine, and for each network what `count` gives and, per task, `seconds` per face of each run, `peak`
         resident bytes of the process, and `net`, these without the runtime (Python, PyTorch and its first small step).
     """
-    results: dict[str, Any] = {"machine": _machine(), "batch": BATCH} | {name: count(name) for name in NETWORKS}
+    results: dict[str, Any] = {"machine": machine(), "batch": BATCH} | {name: count(name) for name in NETWORKS}
     context = get_context("spawn")
     for task in TASKS:
         workers = {}
@@ -124,11 +120,7 @@ def _work(connection: Connection, name: str, task: str) -> None:
     step()
     connection.send("ready")
     while connection.recv() == "run":
-        steps, start = 0, time.perf_counter()
-        while not steps or time.perf_counter() - start < RUN_SECONDS:
-            step()
-            steps += 1
-        connection.send((time.perf_counter() - start) / steps / (BATCH if task == "training" else 1))
+        connection.send(run(step) / (BATCH if task == "training" else 1))
     peak = memory("VmHWM")
     connection.send({"peak": peak, "net": peak - runtime})
 
@@ -148,20 +140,6 @@ def _step(model: nn.Module, task: str) -> Callable[[], Any]:
         optimizer.step()
 
     return train
-
-
-def memory(field: str, process: int | str = "self") -> int:
-    """Resident bytes of a process, by its number, now (VmRSS) or at their peak (VmHWM), as Linux counts them."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
-
-
-def _machine() -> str:
-    processor = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return (
-        f"{processor[1] if processor else platform.machine()}, {torch.get_num_threads()} threads, "
-        f"PyTorch {torch.__version__.split('+')[0]} in float32"
-    )
 
 
 def ratios(results: dict[str, Any]) -> dict[str, float]:
@@ -187,10 +165,10 @@ def table(results: dict[str, Any]) -> str:
         "multiply_adds": ("multiply-adds per face", lambda value: f"{value / 1e6:,.0f} M"),
         "training net": (f"memory in training, batch of {batch}, without the runtime", _megabytes),
         "training peak": ("the same, whole process", _megabytes),
-        "training seconds": ("training, per face", _seconds),
+        "training seconds": ("training, per face", milliseconds),
         "prediction net": ("memory in prediction, without the runtime", _megabytes),
         "prediction peak": ("the same, whole process", _megabytes),
-        "prediction seconds": ("prediction of one face", _seconds),
+        "prediction seconds": ("prediction of one face", milliseconds),
     }
     lines = ["| | traditional | ours | ours is | claimed once |", "|---|---:|---:|---:|---|"]
     for key, (title, form) in rows.items():
@@ -205,20 +183,13 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {title} | {' | '.join(values)} | {ratio} | {CLAIMS.get(key, '')} |")
     runs = len(results["ours"]["training"]["seconds"])
     return "\n".join(lines) + (
-        f"\n\nMedian of {runs} alternating runs (smallest to largest) on {results['machine']}; random weights, every "
-        "parameter that the forward pass uses is trained, with Adam."
+        f"\n\nMedian of {runs} alternating runs (smallest to largest) on {results['machine']} in float32; random "
+        "weights, every parameter that the forward pass uses is trained, with Adam."
     )
 
 
 def _megabytes(value: int) -> str:
     return f"{value / 1e6:,.0f} MB"
-
-
-def _seconds(values: list[float]) -> str:
-    low, middle, high = (
-        f"{1000 * value:,.{0 if value > 0.1 else 1}f}" for value in (min(values), median(values), max(values))
-    )
-    return f"{middle} ms ({low} to {high})"
 
 
 def plot(results: dict[str, Any], file: str | Path) -> None:

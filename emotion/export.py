@@ -96,7 +96,7 @@ def build_graph(model: EmotionCNN) -> onnx.ModelProto:
     """
     side = IMAGE_SIZE
     graph = Graph("faces", np.float32, ["N", 1, side, side])
-    for layer in _folded(model):
+    for layer in folded(model):
         if isinstance(layer, nn.Conv2d):
             graph.add("Conv", layer.weight.detach().numpy(), layer.bias.detach().numpy(), pads=[1, 1, 1, 1])
         elif isinstance(layer, nn.Linear):
@@ -128,8 +128,8 @@ def build_graph(model: EmotionCNN) -> onnx.ModelProto:
     return network
 
 
-def _folded(model: EmotionCNN) -> Iterator[nn.Module]:
-    """The layers of `model` in order, each batch norm folded into the layer before it."""
+def folded(model: EmotionCNN) -> Iterator[nn.Module]:
+    """The layers of `model`, which is in eval mode, in order, each batch norm folded into the layer before it."""
     layers = [*(layer for block in model.features for layer in block), *model.classifier]
     for layer, following in zip(layers, [*layers[1:], None], strict=True):
         if isinstance(following, nn.BatchNorm2d):

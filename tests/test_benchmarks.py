@@ -1,15 +1,23 @@
 """The comparisons count and measure what they say; how fast anything is, they find out themselves."""
 
+import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_trainer import write_csv
 from test_transfer import random_donor
 from torch import nn
 
-from benchmarks import traditional, transfer
+from benchmarks import prediction, traditional, transfer
+from benchmarks.mtcnn import PlainDetector
+from emotion.checkpoint import load_checkpoint
+from emotion.demo import make_dataset
+from emotion.faces import FaceDetector
 from emotion.model import EmotionCNN
+from emotion.predict import DEFAULT_CHECKPOINT
 
 PARAMETER_BYTES = 4 * 6_670_759
 
@@ -99,3 +107,77 @@ def test_three_starts_are_compared_on_equal_terms(
     # A second time, nothing is left to do.
     assert transfer.main([*map(str, arguments)]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == rows
+
+
+@pytest.fixture(scope="module")
+def crowds() -> list[tuple[Image.Image, list[tuple[int, int, int, int]]]]:
+    faces = np.stack([np.asarray(Image.open(file)) for file in sorted(Path("examples").glob("*.png"))])
+    return list(prediction.pictures(faces, 3))
+
+
+def test_the_fast_detector_finds_what_the_plain_one_finds(
+    crowds: list, portrait: Image.Image, scenery: Image.Image
+) -> None:
+    plain, fast = PlainDetector(), FaceDetector()
+    turned = [portrait.rotate(degrees, expand=True, fillcolor=(128, 128, 128)) for degrees in (-30, 20, 40)]
+    overlaps = []
+    for photo in (*(picture for picture, _ in crowds), portrait, portrait.resize((200, 200)), *turned, scenery):
+        wanted, found = plain.detect(photo), fast.detect(photo)
+        assert len(found) == len(wanted)
+        overlaps += [prediction.best(face.box, [other.box for other in found]) for face in wanted]
+    assert len(overlaps) > 36
+    assert min(overlaps) > 0.6 and np.median(overlaps) > 0.95
+
+
+def test_pictures_hold_the_faces_where_they_say(crowds: list) -> None:
+    for picture, squares in crowds:
+        assert len(squares) == 12
+        found = [face.box for face in FaceDetector().detect(picture)]
+        # Of the smallest and most tilted faces one or the other is missed.
+        assert sum(prediction.best(square, found) > prediction.FOUND for square in squares) >= 11
+
+
+def test_every_way_computes_the_same_network() -> None:
+    model = load_checkpoint(DEFAULT_CHECKPOINT)
+    faces = make_dataset(14, seed=1).images[:, None] / 127.5 - 1
+    with torch.inference_mode():
+        wanted = (model(faces).double() / model.temperature).softmax(1).numpy()
+    for name, compute in prediction.ways(model).items():
+        tolerance = {"int8": 0.1, "bfloat16": 0.1}.get(name, 1e-4)
+        assert np.abs(compute(faces) - wanted).max() < tolerance, name
+
+
+def test_the_tables_of_prediction_compare_medians() -> None:
+    ways = ("eager", "fused", "bfloat16", "int8", "onnx", "predict")
+    results = {
+        "machine": "an abacus",
+        "runs": 3,
+        "data": True,
+        "face": {
+            "idle": {name: [0.009, 0.001, 0.01 / number] for number, name in enumerate(ways, 1)},
+            "busy": {"eager": [0.1], "onnx": [0.02], "predict": [0.05]},
+            "difference": dict.fromkeys(ways[:5], 0.0) | {"int8": 0.1},
+            "accuracy": {"eager": 0.672, "onnx": 0.672, "int8": 0.67},
+            "rows": 3589,
+            "peak_share": 0.5,
+        },
+        "photo": {
+            "seconds": {"plain": [0.1, 0.2, 0.3], "ours": [0.1, 0.05, 0.01]},
+            "faces": 480,
+            "found": {"plain": [399, 3], "ours": [400, 4]},
+            "same_box": 0.99,
+        },
+    }
+    lines = prediction.table(results).splitlines()
+    [onnx] = [line for line in lines if "ONNX Runtime, float32" in line]
+    assert "2.0 ms (1.0 to 9.0) | 4.5 times | 5.0 times |  | 67.20% |" in onnx
+    [int8] = [line for line in lines if "int8" in line]
+    assert "3.6 times |  | 1e-01 | 67.00% |" in int8
+    assert "| **now: 4.0 times as fast** | 50.0 ms (10.0 to 100.0) | 400 | 4 |" in lines
+    assert "3,589 rows" in lines[-1] and "50%" in lines[-1] and "PublicTest's faces" in lines[-1]
+
+
+def test_neighbours_are_busy_only_meanwhile() -> None:
+    with prediction.neighbours():
+        assert len(multiprocessing.active_children()) >= 1
+    assert not multiprocessing.active_children()
