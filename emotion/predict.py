@@ -17,7 +17,7 @@ from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
 from emotion.transforms import get_enhanced_transforms_grayscale_48
 
-DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parents[1] / "checkpoints" / "fer2013"
+DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parents[1] / "checkpoints" / "ferplus"
 """The network that ships with the project, found from any working directory."""
 
 Source = str | Path | bytes | Image.Image | np.ndarray

@@ -331,7 +331,7 @@ def test_two_commands_of_the_readme_publish_network_and_space(
     hub.spaces.clear()
     for command in commands(share.text):
         Reader(belongings, processes).sh(command)
-    weights = (belongings / "checkpoints/fer2013/model.safetensors").read_bytes()
+    weights = (belongings / "checkpoints/ferplus/model.safetensors").read_bytes()
     assert hub.models["anna/NAME"].files["model.safetensors"] == weights
     assert {"app.py", "README.md", "requirements.txt"} <= hub.spaces["anna/SPACE"].files.keys()
 

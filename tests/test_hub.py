@@ -661,8 +661,8 @@ def test_an_update_mirrors_the_project_and_spares_what_others_added(
 
 def test_the_shipped_network_is_deployed_by_default(run: Callable[..., Done]) -> None:
     done = run("emotion", "deploy", "anna/plain", "--dry-run", token=None)
-    for file in (ROOT / "checkpoints" / "fer2013").iterdir():
-        assert f"{file.stat().st_size:>12,}  checkpoints/fer2013/{file.name}\n" in done.out
+    for file in (ROOT / "checkpoints" / "ferplus").iterdir():
+        assert f"{file.stat().st_size:>12,}  checkpoints/ferplus/{file.name}\n" in done.out
 
 
 def test_hardware_is_checked(run: Callable[..., Done], server: HubServer, trained: Path) -> None:

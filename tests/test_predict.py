@@ -18,7 +18,7 @@ import emotion
 from emotion.checkpoint import load_checkpoint, save_pth
 from emotion.demo import make_dataset
 from emotion.faces import FaceDetector, crop_face
-from emotion.labels import FER2013_LABELS
+from emotion.labels import FERPLUS_LABELS
 from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor, load_and_predict_48x48_grayscale
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,7 @@ def test_the_answer_is_the_same_after_a_restart_on_other_threads_and_in_other_co
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         answers[f"restarted, {threads} of PyTorch's threads"] = np.array(json.loads(done.stdout))
     for name, answer in answers.items():
-        assert answer.shape == here.shape == (3, 4 + len(FER2013_LABELS))
+        assert answer.shape == here.shape == (3, 4 + len(FERPLUS_LABELS))
         pixels, shares = np.abs(answer - here)[:, :4].max(), np.abs(answer - here)[:, 4:].max()
         print(f"{name:<34} boxes {pixels:.1e} pixels, probabilities {shares:.1e}")
         assert pixels < 1e-3 and shares < 1e-5, name
@@ -231,4 +231,4 @@ def test_what_is_no_picture_is_refused(predictor: EmotionPredictor, tmp_path: Pa
 
 def test_the_shipped_checkpoint_is_found_from_anywhere() -> None:
     assert ROOT / "checkpoints" / "fer2013" == DEFAULT_CHECKPOINT
-    assert EmotionPredictor.from_checkpoint().model.labels == FER2013_LABELS
+    assert EmotionPredictor.from_checkpoint().model.labels == FERPLUS_LABELS
