@@ -230,5 +230,5 @@ def test_what_is_no_picture_is_refused(predictor: EmotionPredictor, tmp_path: Pa
 
 
 def test_the_shipped_checkpoint_is_found_from_anywhere() -> None:
-    assert ROOT / "checkpoints" / "fer2013" == DEFAULT_CHECKPOINT
+    assert ROOT / "checkpoints" / "ferplus" == DEFAULT_CHECKPOINT
     assert EmotionPredictor.from_checkpoint().model.labels == FERPLUS_LABELS
