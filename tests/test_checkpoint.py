@@ -741,6 +741,9 @@ def test_loading_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "local").mkdir()
     save_checkpoint(EmotionCNN(), tmp_path / "local" / "faces")
     hub.repositories["local/faces"] = hub.repositories["someone/faces"]
+    config = hub.repositories["someone/faces"]["config.json"]
+    hub.repositories["someone/long"] = {"config.json": bytes(4 * 2**20) + config}
+    hub.repositories["someone/heavy"] = {"config.json": config, "model.safetensors": bytes(65 * 2**20)}
     answers = load_in_another_process(
         endpoint,
         tmp_path,
@@ -755,10 +758,12 @@ def test_loading_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
             {"path_or_hub_id": "someone/pickled"},
             {"path_or_hub_id": "someone/foreign"},
             {"path_or_hub_id": "someone/damaged"},
+            {"path_or_hub_id": "someone/long"},
+            {"path_or_hub_id": "someone/heavy"},
             {"path_or_hub_id": "someone/faces"},
         ],
     )
-    good, pinned, metrics, local, revision, missing, gated, pickled, foreign, damaged, cached = (
+    good, pinned, metrics, local, revision, missing, gated, pickled, foreign, damaged, long, heavy, cached = (
         result for result, _ in answers
     )
     bias = load_checkpoint(folder).classifier[-1].bias.sum().item()
@@ -780,6 +785,14 @@ def test_loading_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
     assert "someone/foreign/model.safetensors" not in hub.requested  # Not even downloaded.
     assert_one_sentence(ValueError(damaged), "ValueError: ", "model.safetensors", "someone--damaged")
     assert not any(request.endswith(".bin") for request in hub.requested)
+    for text, name in ((long, "config.json"), (heavy, "model.safetensors")):
+        assert_one_sentence(ValueError(text), f"ValueError: {name} of 'someone/", "nothing was downloaded")
+    kept = [
+        file.stat().st_size
+        for folder in (tmp_path / "hub").glob("hub/models--someone--[lh]*")
+        for file in folder.rglob("*")
+    ]
+    assert not [size for size in kept if size > 4 * 2**20]
 
 
 def test_without_a_network_the_error_is_quick_and_clear(tmp_path: Path) -> None:

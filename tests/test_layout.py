@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import emotion
 
@@ -161,3 +163,23 @@ def is_typed(function: ast.FunctionDef | ast.AsyncFunctionDef, method: bool) -> 
     static = any(ast.unparse(decorator) == "staticmethod" for decorator in function.decorator_list)
     # The first argument of a method is the object or the class.
     return function.returns is not None and all(a.annotation for a in arguments[method and not static :])
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_every_requirement_is_pinned_to_a_version_that_it_allows(python: str) -> None:
+    """For each Python: constraints.txt is made from requirements.txt, and is made again when that changes."""
+    machine = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
+
+    def read(name: str) -> dict[str, Requirement]:
+        lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+        wanted = [Requirement(line) for line in lines if line]
+        wanted = [one for one in wanted if one.marker is None or one.marker.evaluate(machine)]
+        found = {canonicalize_name(one.name): one for one in wanted}
+        assert len(found) == len(wanted)
+        return found
+
+    pins = read("constraints.txt")
+    for name, requirement in read("requirements.txt").items():
+        (pin,) = pins[name].specifier
+        assert pin.operator == "==" and pin.version in requirement.specifier, f"{name}: {pin}"
+    assert all(str(pin.specifier).startswith("==") for pin in pins.values())

@@ -138,8 +138,10 @@ def test_threads_get_what_they_would_get_alone(
 
 RESTARTED = """
 import json, sys, torch
+from emotion import runtime
 from emotion.predict import EmotionPredictor
-torch.set_num_threads(int(sys.argv[1]))
+runtime.THREADS = int(sys.argv[1])
+torch.set_num_threads(runtime.THREADS)
 predictor = EmotionPredictor.from_checkpoint()
 faces = predictor.predict(sys.argv[2])
 print(json.dumps([[*face.box, *face.probabilities.values()] for face in faces]))
@@ -165,11 +167,11 @@ def test_the_answer_is_the_same_after_a_restart_on_other_threads_and_in_other_co
     for threads in (1, 2):
         command = [sys.executable, "-c", RESTARTED, str(threads), str(tmp_path / "group.png")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        answers[f"restarted, {threads} of PyTorch's threads"] = np.array(json.loads(done.stdout))
+        answers[f"restarted, threads: {threads}"] = np.array(json.loads(done.stdout))
     for name, answer in answers.items():
         assert answer.shape == here.shape == (3, 4 + len(FERPLUS_LABELS))
         pixels, shares = np.abs(answer - here)[:, :4].max(), np.abs(answer - here)[:, 4:].max()
-        print(f"{name:<34} boxes {pixels:.1e} pixels, probabilities {shares:.1e}")
+        print(f"{name:<22} boxes {pixels:.1e} pixels, probabilities {shares:.1e}")
         assert pixels < 1e-3 and shares < 1e-5, name
 
 
