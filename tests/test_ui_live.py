@@ -105,8 +105,12 @@ def test_the_stream_reads_pictures_that_are_sent_and_no_file_of_the_server(photo
     camera = camera_input("camera")
     assert camera.preprocess(None) is None
     assert camera.preprocess(ImageData(path=str(photos["person.png"]))) is None
-    for url in (f"file://{photos['person.png']}", "data:image/jpeg;base64,bm90aGluZw==", "data:image/jpeg;base64,x"):
-        with pytest.raises(Error):
+    frames = (
+        f"file://{photos['person.png']}",
+        *("data:image/jpeg;base64," + end for end in ("bm90aGluZw==", "x", "ü")),
+    )
+    for url in frames:
+        with pytest.raises(Error, match="is not a picture; give an intact"):
             camera.preprocess(ImageData(url=url))
     photo = Image.open(photos["person.png"])
     assert np.array_equal(camera.preprocess(ImageData(url=data_url(photo, "PNG"))), photo)

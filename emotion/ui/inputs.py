@@ -221,7 +221,11 @@ def camera_input(elem_id: str) -> gr.Image:
 
 def open_data_url(url: str) -> Image.Image:
     """The picture that an address holds; errors are those of `emotion.faces.open_image`."""
-    return open_image(base64.b64decode(url.partition(",")[2]))
+    try:
+        content = base64.b64decode(url.partition(",")[2])
+    except ValueError:  # What is no base64 is no picture, either.
+        content = b""
+    return open_image(content)
 
 
 def photos_input(label: str, elem_id: str) -> gr.UploadButton:
