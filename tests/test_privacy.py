@@ -20,8 +20,9 @@ CLOCK = (
     "import signal, time, emotion.ui",
     "emotion.ui.SWEEP_SECONDS, now = 1, time.time",
     "signal.signal(signal.SIGUSR1, lambda *_: setattr(time, 'time', lambda: now() + 240))",
+    "signal.signal(signal.SIGUSR2, lambda *_: setattr(time, 'time', now))",
 )
-"""Lets the four minutes that the page states pass at a signal."""
+"""Puts the clock forward, at a signal, by the four minutes that the page states, and back at another one."""
 
 
 def listing(*folders: Path) -> dict[Path, int]:
@@ -62,6 +63,7 @@ def test_nothing_of_a_face_is_left_by_a_session_and_by_a_killed_server(
         # Each way of giving a face, and something that shows that it has been looked at.
         page.set_input_files("#photo-input input[type=file]", photos["pair.jpg"])
         expect(page.locator("#photo-result .face")).to_have_count(2)
+        assert photos["pair.jpg"].stat().st_size in listing(site / "uploads").values()
         page.get_by_label("Show where the evidence lies").check()
         expect(page.locator("#photo-result figure img")).to_have_count(4)
         with page.expect_download():
@@ -89,7 +91,6 @@ def test_nothing_of_a_face_is_left_by_a_session_and_by_a_killed_server(
         context.close()
         with begun_upload(url, photos["person.png"]):
             wait_until(lambda: any(file.name.startswith("tmp") for file in listing(site / "uploads")))
-        assert photos["pair.jpg"].stat().st_size in listing(site / "uploads").values()
         process.send_signal(signal.SIGUSR1)
         wait_until(lambda: not listing(site / "uploads"))
         left = {name: size for name, size in listing(*areas.values(), site).items() if before.get(name) != size}
@@ -101,13 +102,15 @@ def test_nothing_of_a_face_is_left_by_a_session_and_by_a_killed_server(
         assert "base64" not in log and "Traceback" not in log
         assert not [name for name in (*photos, clip.name) if name in log]
 
-        # Killed with a face on its disk, it leaves that to the next server.
-        begun_upload(url, photos["person.png"])
-        with open(photos["pair.jpg"], "rb") as file:
-            [path] = httpx.post(f"{url}gradio_api/upload", files={"files": file}, timeout=PATIENCE).json()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert Path(path).exists() and len(listing(site / "uploads")) == 2
+        # Killed with a face and a half on its disk, it leaves them to the next server.
+        process.send_signal(signal.SIGUSR2)
+        time.sleep(1)
+        with begun_upload(url, photos["person.png"]), open(photos["pair.jpg"], "rb") as file:
+            httpx.post(f"{url}gradio_api/upload", files={"files": file}, timeout=PATIENCE).raise_for_status()
+            wait_until(lambda: len(listing(site / "uploads")) == 2)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert len(listing(site / "uploads")) == 2
     foreign = site / "uploads" / "notes.txt"
     foreign.touch()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(site / "uploads"))
