@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks import load, traditional
+from benchmarks import live, load, prediction, traditional
 from emotion.checkpoint import atomic_write, load_metadata
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
@@ -165,6 +165,16 @@ def load_table() -> str:
     return load.table(json.loads(load.RESULTS.read_text()))
 
 
+def prediction_table() -> str:
+    """What `python -m benchmarks.prediction --write` has measured."""
+    return prediction.table(json.loads(prediction.RESULTS.read_text()))
+
+
+def live_table() -> str:
+    """What `python -m benchmarks.live --write` has measured."""
+    return live.table(json.loads(live.RESULTS.read_text()))
+
+
 def figures() -> str:
     """What `python -m emotion evaluate --full` has written into the shipped checkpoints."""
     parts = []
@@ -216,6 +226,8 @@ SECTIONS: Final[dict[str, Callable[[], str]]] = {
     "recipes": recipe_table,
     "comparison": comparison_table,
     "load": load_table,
+    "prediction": prediction_table,
+    "live": live_table,
     "figures": figures,
     "robustness": robustness_table,
 }
@@ -270,6 +282,8 @@ def main() -> int:
         draw_steps(file)
     with atomic_write(IMAGES / "comparison.png") as file:
         traditional.plot(json.loads(traditional.RESULTS.read_text()), file)
+    with atomic_write(IMAGES / "speed.png") as file:
+        prediction.plot(json.loads(prediction.RESULTS.read_text()), file)
     return 0
 
 

@@ -113,7 +113,7 @@ def build_graph(model: EmotionCNN) -> onnx.ModelProto:
             assert isinstance(layer, (nn.Dropout, nn.Dropout2d)), f"{layer} has no ONNX node yet"
     graph.add("Div", np.array(model.temperature, np.float32))
     graph.add("Softmax", name="probabilities", axis=1)
-    network = graph.model("emotion", {"probabilities": ["N", model.num_classes]})
+    network = graph.give(probabilities=["N", model.num_classes])
     normalise = Normalize()
     metadata = {
         "labels": json.dumps(model.labels, ensure_ascii=False),

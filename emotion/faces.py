@@ -418,7 +418,7 @@ def _network(
     kernel, bias = (array.reshape(-1, 2) @ np.array([-1, 1], np.float32) for array in weights)
     graph.add("Conv", kernel.reshape(1, -1, 1, 1), bias, inputs=[features])
     graph.add("Sigmoid", name="probability")
-    return session(graph.model("faces", outputs | {"probability": ["N", 1, "h", "w"]}))
+    return session(graph.give(**outputs, probability=["N", 1, "h", "w"]))
 
 
 def _brighten(pixels: np.ndarray) -> np.ndarray:

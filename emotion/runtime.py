@@ -4,7 +4,7 @@
 few kinds of node.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ OPSET: Final = 13
 IR_VERSION: Final = 7
 """The file format that came with that opset."""
 THREADS: Final = 2
+"""Threads of a session: as many as the hosts have cores."""
 
 
 class Graph:
@@ -26,13 +27,16 @@ class Graph:
         name: name of the input.
         dtype: type of its values.
         shape: its shape; a name stands for any size.
+
+    Attributes:
+        model: what has been made so far.
+        last: name of the output of the node that was added last.
     """
 
     def __init__(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> None:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        self.input = helper.make_tensor_value_info(name, kind, shape)
-        self.nodes: list[onnx.NodeProto] = []
-        self.tensors: list[onnx.TensorProto] = []
+        graph = helper.make_graph([], "emotion", [helper.make_tensor_value_info(name, kind, shape)], [])
+        self.model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         self.last = name
 
     def add(
@@ -47,24 +51,29 @@ class Graph:
             name: name of its output; by default one that says what it is.
             attributes: those of the operator.
         """
-        name = name or f"{len(self.nodes)}_{kind}"
+        name = name or f"{len(self.model.graph.node)}_{kind}"
         names = [f"{name}_{index}" for index in range(len(constants))]
-        self.tensors.extend(numpy_helper.from_array(value, key) for key, value in zip(names, constants, strict=True))
-        self.nodes.append(helper.make_node(kind, [*(inputs or [self.last]), *names], [name], name, **attributes))
+        for value, key in zip(constants, names, strict=True):
+            # One after the other into the model, so that no second copy of all weights takes memory.
+            self.model.graph.initializer.append(numpy_helper.from_array(value, key))
+        node = helper.make_node(kind, [*(inputs or [self.last]), *names], [name], name, **attributes)
+        self.model.graph.node.append(node)
         self.last = name
         return name
 
-    def model(self, name: str, outputs: Mapping[str, Sequence[int | str]]) -> onnx.ModelProto:
-        """The graph as a model whose float32 `outputs` have these shapes."""
-        values = [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in outputs.items()]
-        graph = helper.make_graph(self.nodes, name, [self.input], values, self.tensors)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    def give(self, **outputs: Sequence[int | str]) -> onnx.ModelProto:
+        """The model, with these float32 outputs and their shapes."""
+        for name, shape in outputs.items():
+            self.model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return self.model
 
 
 def session(network: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """A session that runs `network` on the CPU, from any number of threads at once."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
+    # Its plans for memory hold for one shape each, and levels of a pyramid come in all.
+    options.enable_mem_pattern = False
     # Threads that wait for work in a loop take the core from whoever has some.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])

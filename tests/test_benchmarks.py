@@ -1,6 +1,9 @@
 """The comparisons count and measure what they say; how fast anything is, they find out themselves."""
 
+import base64
+import io
 import multiprocessing
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,12 @@ from test_trainer import write_csv
 from test_transfer import random_donor
 from torch import nn
 
-from benchmarks import prediction, traditional, transfer
+from benchmarks import live, prediction, traditional, transfer
 from benchmarks.mtcnn import PlainDetector
 from emotion.checkpoint import load_checkpoint
 from emotion.demo import make_dataset
 from emotion.faces import FaceDetector
+from emotion.follow import overlap
 from emotion.model import EmotionCNN
 from emotion.predict import DEFAULT_CHECKPOINT
 
@@ -181,3 +185,33 @@ def test_neighbours_are_busy_only_meanwhile() -> None:
     with prediction.neighbours():
         assert len(multiprocessing.active_children()) >= 1
     assert not multiprocessing.active_children()
+
+
+def test_cameras_are_answered_frame_by_frame(url: str) -> None:
+    seen = live.watch(url, cameras=2, seconds=1)
+    assert len(seen) == 2
+    for answers in seen:
+        assert answers and all(0 < seconds < 60 for seconds in answers)
+        assert sum(answers[:-1]) < 1 <= sum(answers)
+
+
+def test_the_frames_of_the_cameras_show_one_face_that_moves_little() -> None:
+    assert len(set(live.clip())) == live.FRAMES
+    boxes = []
+    for frame in live.clip()[:6]:
+        picture = Image.open(io.BytesIO(base64.b64decode(frame.partition(",")[2])))
+        [face] = FaceDetector().detect(picture)
+        boxes.append(face.box)
+    assert picture.size == (640, 480)
+    assert all(0.5 < overlap(*pair) < 1 for pair in pairwise(boxes))
+
+
+def test_the_table_of_the_cameras_shows_rates_delays_and_their_growth() -> None:
+    four = [[0.1] * 30, [0.1] * 20 + [0.3] * 10, [0.2] * 30, [0.1] * 30]
+    results = {"machine": "an abacus", "seconds": 3.0, "start": [9.0, 7.0, 8.0], "memory": [9e8, 7e8, 8e8]}
+    results["cameras"] = {"1": [[[0.04] * 75]] * 3, "4": [four] * 3}
+    lines = live.table(results).splitlines()
+    assert "| 1 | 25.0 (25.0 to 25.0) | 25.0 to 25.0 | 40 ms | 40 ms | 1.00 |" in lines
+    # 30 answers in 3, 5, 6 and 3 seconds; a quarter of the last third takes 0.3 instead of 0.1 or 0.2 seconds.
+    assert "| 4 | 8.0 (8.0 to 8.0) | 5.0 to 10.0 | 100 ms | 300 ms | 1.50 |" in lines
+    assert "8.0 s (7.0 to 9.0)" in lines[-1] and "800 MB (700 to 900)" in lines[-1]

@@ -30,7 +30,7 @@ import pytest
 from hub_server import WRITE, HubServer, serving
 from PIL import Image
 
-from benchmarks import traditional
+from benchmarks import prediction, traditional
 from docs import make
 from emotion.data import FERPLUS_COLUMNS
 from emotion.demo import draw_face
@@ -60,6 +60,7 @@ NOT_RUN = {
     "pytest -m long tests/test_interruptions.py -rP": "takes minutes; the same tests run with fewer kills",
     'unshare --net --map-root-user sh -c "ip link set lo up && pytest tests/test_privacy.py tests/test_web.py '
     'tests/test_app.py"': "needs the right to make a network; the tests themselves run with other addresses refused",
+    "python -m benchmarks --write": "takes minutes and 5 GB; tests/test_benchmarks.py runs its parts",
     "docker build --tag emotion .": "needs Docker; the dockerfile's COPY and CMD are tried without it",
     "docker run --publish 7860:7860 emotion": "needs Docker",
 }
@@ -359,7 +360,8 @@ def test_generated_parts_are_what_the_code_generates_now(tmp_path: Path, monkeyp
     assert make.diagram() == (make.IMAGES / "network.svg").read_text()
     make.draw_steps(tmp_path / "steps.png")
     traditional.plot(json.loads(traditional.RESULTS.read_text()), tmp_path / "comparison.png")
-    for name in ("steps.png", "comparison.png"):
+    prediction.plot(json.loads(prediction.RESULTS.read_text()), tmp_path / "speed.png")
+    for name in ("steps.png", "comparison.png", "speed.png"):
         # Another release of matplotlib may shade an edge differently.
         drawn, committed = (np.array(Image.open(folder / name).convert("L"), int) for folder in (tmp_path, make.IMAGES))
         assert drawn.shape == committed.shape

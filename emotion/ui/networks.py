@@ -1,5 +1,6 @@
 """The networks that the page offers."""
 
+import ctypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +50,11 @@ def load_networks(source: str | Path | None = None) -> dict[str, Network]:
         found = [file.parent for file in Path(source).glob("*/config.json")]
         # Without any, the folder itself is refused, in the words of `load_checkpoint`.
         checkpoints = sorted(found, key=lambda folder: (folder != DEFAULT_CHECKPOINT, folder.name)) or checkpoints
-    return {Path(checkpoint).name: _load(checkpoint) for checkpoint in checkpoints}
+    networks = {Path(checkpoint).name: _load(checkpoint) for checkpoint in checkpoints}
+    # GNU's C library keeps the 100 MB that went into building the graphs, unless it is asked.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    return networks
 
 
 def _load(checkpoint: str | Path) -> Network:

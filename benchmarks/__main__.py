@@ -1,0 +1,18 @@
+"""Every benchmark of cost, one after the other: `python -m benchmarks`, with `--write` to renew the figures."""
+
+import sys
+
+from benchmarks import live, prediction, traditional
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run them all with the same arguments; returns the exit code."""
+    for benchmark in (traditional, prediction, live):
+        print(f"{benchmark.__doc__.splitlines()[0]}\n", flush=True)
+        benchmark.main(arguments)
+        print(flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
