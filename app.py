@@ -25,12 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     try:
-        # Here and not above: `--help` need not wait for gradio. A setting that is wrong shows at the import.
-        from emotion.ui import build_page, launch_options, load_networks
+        # Here and not above: neither `--help` nor a refusal need wait for gradio.
+        from emotion.networks import load_networks
+
+        networks = load_networks(os.environ.get("EMOTION_CHECKPOINT"))
+        # A setting that is wrong shows at the import.
+        from emotion.ui import build_page, launch_options
 
         if os.environ.get("SPACES_ZERO_GPU"):
             _register_with_zero_gpu()
-        build_page(load_networks(os.environ.get("EMOTION_CHECKPOINT"))).launch(
+        build_page(networks).launch(
             share=options.share, server_name=options.host, server_port=options.port, **launch_options()
         )
     except (ValueError, OSError, OverflowError) as error:  # the last: no such port

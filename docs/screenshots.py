@@ -17,7 +17,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from docs.make import IMAGES
 from emotion.checkpoint import atomic_write
-from emotion.ui import build_page, launch_options, load_networks
+from emotion.networks import load_networks
+from emotion.ui import build_page, launch_options
 
 PATIENCE: Final = 120_000  # milliseconds
 LIVE_SECONDS: Final = 25

@@ -271,13 +271,10 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _export_pth(model: "EmotionCNN", checkpoint: str, file: str) -> None:
-    from emotion.checkpoint import load_metadata, save_pth
+    from emotion.checkpoint import find, load_metadata, save_pth
 
     def stored(name: str) -> Any:
-        try:
-            return load_metadata(checkpoint, name)
-        except FileNotFoundError:
-            return None
+        return load_metadata(checkpoint, name) if find(checkpoint, f"{name}.json") else None
 
     history, metrics = stored("history"), stored("metrics")
     try:  # other tools may have written other metrics

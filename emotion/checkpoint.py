@@ -338,6 +338,25 @@ def locate(path_or_hub_id: str | Path, name: str, revision: str | None = None) -
     ) from cause
 
 
+def find(path_or_hub_id: str | Path, name: str) -> Path | None:
+    """As `locate`, but None where the checkpoint is known to lack the file.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint, or a Hub that does not answer cannot say what it has.
+        ValueError: if the Hub's file is too large.
+    """
+    try:
+        return locate(path_or_hub_id, name)
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        # A Hub that does not answer has not said that the file is not there.
+        if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError | None):
+            raise
+        if cause is None and not os.path.exists(path_or_hub_id):
+            raise
+        return None
+
+
 def is_hub_id(name: str) -> bool:
     """Whether `name` can be the USER/NAME of a Hub repository; nothing is looked up."""
     if name.count("/") != 1 or name.endswith((".pth", ".pt", ".safetensors")):

@@ -21,10 +21,9 @@ from huggingface_hub import (
     SpaceHardware,
     get_token,
 )
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
-from emotion.checkpoint import METADATA, hub_problem, is_hub_id, load_checkpoint, load_metadata, locate
+from emotion.checkpoint import METADATA, find, hub_problem, is_hub_id, load_checkpoint, load_metadata, locate
 from emotion.data import SPLIT_NAMES
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
@@ -92,8 +91,10 @@ def push(checkpoint: str | Path, hub_id: str, private: bool = False, dry_run: bo
     metadata = {name: load_metadata(checkpoint, name) for name in METADATA if f"{name}.json" in files}
     card = model_card(model, hub_id, pictures=[name for name in PICTURES if name in files], **metadata)
     files["README.md"] = str(card).encode()
-    owned = (*CHECKPOINT_FILES, *GENERATED_FILES)
-    return _listing(hub_id, "would hold", files) if dry_run else _publish(files, hub_id, "model", owned, private)
+    if dry_run:
+        return _listing(hub_id, "would hold", files)
+    otherwise = "leave out --private" if private else None
+    return _publish(files, hub_id, "model", (*CHECKPOINT_FILES, *GENERATED_FILES), otherwise)
 
 
 def deploy(
@@ -106,7 +107,8 @@ def deploy(
 
     It gets the page, the package, its examples, this checkpoint alone, the requirements, the licence, and the README
     with a front matter that names this Space. In the folders that belong to the project (`SPACE_FOLDERS`), files of an
-    earlier deployment are deleted; what someone added elsewhere stays.
+    earlier deployment are deleted; what someone added elsewhere stays. With a checkpoint that not everybody can get
+    from the Hub, because it is private or gated, the Space is private, too.
 
     Args:
         space_id: "user/space".
@@ -120,7 +122,8 @@ def deploy(
 
     Raises:
         FileNotFoundError: if the checkpoint or a file of this project is missing.
-        ValueError: if the id, the checkpoint or the hardware is unusable.
+        ValueError: if the id, the checkpoint or the hardware is unusable, or a public Space would show weights that
+            are private or gated.
         OSError: if there is no token, or the Hub refuses or fails.
     """
     choices = [choice.value for choice in SpaceHardware]
@@ -129,9 +132,14 @@ def deploy(
     check_target(space_id, dry_run)
     load_checkpoint(checkpoint)  # A Space that cannot load its network would only fail later, and out of sight.
     files = _space_files(space_id, checkpoint)
+    otherwise = None
+    if not Path(checkpoint).is_dir() and _is_restricted(str(checkpoint)):
+        otherwise = f"give a --checkpoint that everybody can get, which {checkpoint} is not"
     if dry_run:
-        return _listing(f"spaces/{space_id}", "would hold", files)
-    report = _publish(files, space_id, "space", [f"{folder}/*" for folder in SPACE_FOLDERS])
+        return _listing(f"spaces/{space_id}", f"would {'be private and ' if otherwise else ''}hold", files)
+    report = _publish(files, space_id, "space", [f"{folder}/*" for folder in SPACE_FOLDERS], otherwise)
+    if otherwise:
+        report += f"\nprivate, because {checkpoint} is private or gated"
     if hardware is not None:
         try:
             HfApi().request_space_hardware(space_id, SpaceHardware(hardware))
@@ -349,15 +357,7 @@ def _cell(value: Any) -> str:
 
 def _checkpoint_files(checkpoint: str | Path) -> Files:
     files: Files = {name: locate(checkpoint, name) for name in CHECKPOINT_FILES[:2]}
-    for name in CHECKPOINT_FILES[2:]:
-        try:
-            files[name] = locate(checkpoint, name)
-        except FileNotFoundError as error:
-            # A Hub that does not answer has not said that the file is not there, and leaving it out would delete it.
-            cause = error.__cause__
-            if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError | None):
-                raise
-    return files
+    return files | {name: file for name in CHECKPOINT_FILES[2:] if (file := find(checkpoint, name))}
 
 
 def _space_files(space_id: str, checkpoint: str | Path) -> Files:
@@ -374,7 +374,13 @@ def _space_files(space_id: str, checkpoint: str | Path) -> Files:
     missing = [name for name in SPACE_FILES if not (ROOT / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{ROOT} has no {missing[0]}; deploy from a whole copy of the project.")
-    card = SpaceCard((ROOT / "README.md").read_text("utf-8"))
+    try:
+        card = SpaceCard((ROOT / "README.md").read_text("utf-8"))
+    except Exception as error:  # what broken YAML raises is the Hub library's affair
+        raise ValueError(
+            f"{ROOT / 'README.md'} has no settings of a Space between its first two lines of '---' "
+            f"({' '.join(str(error).split())}); restore them."
+        ) from error
     thumbnail = card.data.get("thumbnail")
     if thumbnail and (ROOT / thumbnail).is_file():  # the Hub wants an address instead
         files[thumbnail] = ROOT / thumbnail
@@ -385,17 +391,33 @@ def _space_files(space_id: str, checkpoint: str | Path) -> Files:
     return files
 
 
-def _publish(files: Files, repo_id: str, repo_type: str, owned: Sequence[str], private: bool = False) -> str:
-    """Make the repository hold `files` and, of what matches the patterns `owned`, nothing else, in one commit."""
+def _is_restricted(hub_id: str) -> bool:
+    """Whether not everybody can get a model, "user/name" or "user/name@revision", from the Hub."""
+    try:
+        info = HfApi().model_info(hub_id.partition("@")[0])
+    except Exception as error:
+        raise OSError(f"whether {hub_id} is private could not be asked: on the Hub {hub_problem(error)}.") from error
+    return bool(info.private or info.gated)
+
+
+def _publish(files: Files, repo_id: str, repo_type: str, owned: Sequence[str], otherwise: str | None) -> str:
+    """Make the repository hold `files` and, of what matches the patterns `owned`, nothing else, in one commit.
+
+    With `otherwise`, what to do instead, it must be private: it is created so, and a public one is refused.
+    """
     api = HfApi()
     space = repo_type == "space"
     try:
         api.create_repo(
-            repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk="gradio" if space else None
+            repo_id,
+            repo_type=repo_type,
+            private=bool(otherwise) or None,
+            exist_ok=True,
+            space_sdk="gradio" if space else None,
         )
         before = api.repo_info(repo_id, repo_type=repo_type)
-        public = not before.private
-        if not (private and public):
+        exposed = bool(otherwise) and not before.private
+        if not exposed:
             there = [file.rfilename for file in before.siblings or ()]
             stale = [name for name in filter_repo_objects(there, allow_patterns=list(owned)) if name not in files]
             commit = api.create_commit(
@@ -412,8 +434,8 @@ def _publish(files: Files, repo_id: str, repo_type: str, owned: Sequence[str], p
             f"{repo_id} was not published, and the same command can be repeated without harm: on the Hub "
             f"{hub_problem(error)}."
         ) from error
-    if private and public:
-        raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or leave out --private.")
+    if exposed:
+        raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or {otherwise}.")
     report = _listing(
         f"spaces/{repo_id}" if space else repo_id, "holds" if commit.oid != before.sha else "already held", files
     )

@@ -29,7 +29,7 @@ class Repository:
     private: bool = False
     sdk: str | None = None
     hardware: str | None = None
-    gated: bool = False
+    gated: bool | str = False  # "manual": but open to Anna
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b"*.png filter=lfs\n"}])
     tags: dict[str, int] = field(default_factory=dict)
 
@@ -174,7 +174,8 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.repository(type, id)
         names = [{"rfilename": name} for name in repository.files]
         sha = repository.oid(len(repository.commits) - 1)
-        self.answer({"id": id, "sha": sha, "private": repository.private, "siblings": names})
+        visible = {"private": repository.private, "gated": repository.gated}
+        self.answer({"id": id, "sha": sha, **visible, "siblings": names})
 
     def tree(self, _: bytes, type: str, id: str, revision: str) -> None:
         files, _commit = self.repository(type, id).at(revision)
@@ -258,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, _: bytes, id: str, revision: str, file: str) -> None:
         repository = self.repository("models", id)
-        if repository.gated:
+        if repository.gated is True:
             raise Refused(403, "Access to this model is restricted", "GatedRepo")
         found = repository.at(revision)
         if found is None:

@@ -84,20 +84,15 @@ def test_predict_reads_nothing_on_the_server_but_uploads(url, photos):
     assert "'person.png' was not uploaded" in answer
 
 
-def test_what_a_visitor_gave_and_got_is_not_kept_for_links(client, url, site, photos):
-    assert client.predict(handle_file(photos["pair.jpg"]), api_name="/predict")["faces"]
-    answer = httpx.get(f"{url}gradio_api/deep_link", params={"session_hash": client.session_hash}, timeout=PATIENCE)
-    state = (site / "uploads" / "deep_links" / answer.json() / "state.json").read_text()
-    assert "photo-input" in state and "pair.jpg" not in state and "confidence" not in state
-
-
 def test_app_refuses_a_missing_checkpoint_in_one_sentence(tmp_path):
     missing = str(tmp_path / "missing")
     environment = {**os.environ, "EMOTION_CHECKPOINT": missing}
+    code = "import sys, app; print(app.main([]), 'gradio' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, str(APP)], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [sys.executable, "-c", code], cwd=APP.parent, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
-    assert (done.returncode, done.stdout) == (2, "")
+    # Without the seconds that gradio takes.
+    assert done.stdout == "2 False\n"
     assert len(done.stderr.splitlines()) == 1 and missing in done.stderr
 
 

@@ -20,7 +20,7 @@ from hub_server import COLOURS, READ, WRITE, Fault, HubServer, Repository, check
 from huggingface_hub import ModelCard, SpaceHardware
 from PIL import Image
 
-from emotion import demo
+from emotion import demo, hub
 from emotion.checkpoint import save_checkpoint
 from emotion.hub import model_card
 from emotion.labels import FER2013_LABELS
@@ -66,12 +66,16 @@ time.sleep = lambda seconds: None
 channel, sys.stdout = sys.stdout, sys.stderr
 import emotion.__main__, train
 from emotion.checkpoint import load_checkpoint
+from emotion.networks import load_networks
 from emotion.predict import EmotionPredictor
 
 def run(program, arguments):
-    if program == "load":
+    if program in ("load", "offer"):
         try:
-            print(load_checkpoint(*arguments).temperature)
+            if program == "load":
+                print(load_checkpoint(*arguments).temperature)
+            else:
+                print(*(network.threshold for network in load_networks(*arguments).values()))
             return 0
         except (ValueError, OSError) as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -272,6 +276,18 @@ def test_a_push_follows_the_checkpoint_and_leaves_other_files_alone(
     repository.tags["v1"] = 1
     for revision in ("v1", repository.oid(1)):
         assert run("load", f"anna/next@{revision}").out == "1.25\n"
+
+
+def test_a_hub_that_does_not_answer_has_not_said_that_there_are_no_metadata(
+    run: Callable[..., Done], server: HubServer, published: Done, tmp_path: Path
+) -> None:
+    assert run("offer", "anna/faces").out == "0.55\n"
+    server.models["anna/twin"] = server.models["anna/faces"]
+    server.faults.append(Fault("anna/twin/resolve/main/metrics.json", 503, times=99))
+    offered = run("offer", "anna/twin")
+    assert offered.status == 2 and "anna/twin" in offered.err and "HTTP 503" in offered.err
+    one_line(run("emotion", "export", "anna/twin", "--pth", tmp_path / "faces.pth"), "anna/twin", "HTTP 503")
+    assert not (tmp_path / "faces.pth").exists()
 
 
 def test_private_is_private(run: Callable[..., Done], server: HubServer, trained: Path, published: Done) -> None:
@@ -679,6 +695,45 @@ def test_a_space_with_a_network_that_does_not_load_is_not_deployed(
 ) -> None:
     one_line(run("emotion", "deploy", "anna/bad", "--checkpoint", tmp_path / "none"), "does not exist")
     assert "anna/bad" not in server.spaces
+
+
+@pytest.mark.parametrize("how", ["private", "gated"])
+def test_weights_that_not_everybody_can_get_are_deployed_into_a_private_space_only(
+    run: Callable[..., Done], server: HubServer, published: Done, how: str
+) -> None:
+    weights = server.models["anna/faces"]
+    setattr(weights, how, "manual" if how == "gated" else True)
+    try:
+        planned = run("emotion", "deploy", f"anna/{how}", "--checkpoint", "anna/faces", "--dry-run")
+        assert f"spaces/anna/{how} would be private and hold:" in planned.out
+        done = run("emotion", "deploy", f"anna/{how}", "--checkpoint", "anna/faces@main")
+        assert server.spaces[f"anna/{how}"].private
+        assert "private, because anna/faces@main is private or gated" in done.out
+        server.spaces["anna/open"] = Repository(False, "gradio")
+        refused = run("emotion", "deploy", "anna/open", "--checkpoint", "anna/faces")
+        one_line(refused, "anna/open exists and is public; make it private in its settings, or give a --checkpoint")
+        assert "app.py" not in server.spaces["anna/open"].files
+        server.faults.append(Fault("api/models/anna/faces", 503, times=99))
+        refused = run("emotion", "deploy", "anna/unsure", "--checkpoint", "anna/faces")
+        one_line(refused, "whether anna/faces is private could not be asked", "HTTP 503")
+        assert "anna/unsure" not in server.spaces
+    finally:
+        setattr(weights, how, False)
+        server.faults.clear()
+    assert "private" not in run("emotion", "deploy", "anna/free", "--checkpoint", "anna/faces").out
+    assert not server.spaces["anna/free"].private
+
+
+@pytest.mark.parametrize("header", ["title: [", "- a list"])
+def test_a_readme_with_a_broken_front_matter_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: Path, header: str
+) -> None:
+    for name in hub.SPACE_FILES:
+        (tmp_path / name).write_text(f"---\n{header}\n---\n# Page\n")
+    monkeypatch.setattr(hub, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="README.md has no settings of a Space between") as error:
+        hub.deploy("anna/broken", trained, dry_run=True)
+    assert "\n" not in str(error.value)
 
 
 # --- The README's front matter

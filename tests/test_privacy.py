@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from conftest import PATIENCE, serving, with_browser
+from emotion.ui.networks import load_networks
 from playwright.sync_api import Browser, expect
 
 import emotion.ui
 from emotion.ui.guard import sweep
-from emotion.ui.networks import load_networks
 
 CLOCK = (
     "import signal, time, emotion.ui",

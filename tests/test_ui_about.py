@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
@@ -12,7 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from emotion.checkpoint import save_checkpoint
 from emotion.model import EmotionCNN
-from emotion.ui import build_page, launch_options, load_networks
+from emotion.networks import load_networks
+from emotion.ui import build_page, launch_options
 
 LABELS = ("joy", "anger")
 PLAIN = {
@@ -115,6 +117,12 @@ def test_measured_network_shows_its_figures_and_pictures(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     violations = Axe().run(page).response["violations"]
     assert not [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
+
+
+def test_no_card_is_made_before_its_tab_is_opened(url):
+    parts = httpx.get(f"{url}config", timeout=PATIENCE).json()["components"]
+    [card] = [part["props"].get("value") for part in parts if part["props"].get("elem_id") == "about-card"]
+    assert not card
 
 
 @with_browser

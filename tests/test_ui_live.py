@@ -21,9 +21,9 @@ from playwright.sync_api import Locator, Page, expect
 
 import emotion.ui
 from emotion.follow import Sample
+from emotion.networks import load_networks
 from emotion.ui.inputs import camera_input
 from emotion.ui.look import COLOURS, boxes, data_url, timeline
-from emotion.ui.networks import load_networks
 
 BUTTON = "#live-camera .capture-button"
 FRAMES = 20

@@ -19,10 +19,10 @@ from PIL import Image, ImageColor
 from playwright.sync_api import Locator, Page, expect
 
 import emotion.ui
+from emotion.networks import load_networks
 from emotion.predict import EmotionPredictor
 from emotion.ui.inputs import EXAMPLES, example_input, photo_input, photos_input
 from emotion.ui.look import COLOURS, poster
-from emotion.ui.networks import load_networks
 
 
 def give(page: Page, photo: Path) -> None:

@@ -19,8 +19,8 @@ from mcp.types import CallToolResult, ListToolsResult
 from PIL import Image
 
 import emotion.ui
+from emotion.networks import load_networks
 from emotion.ui.look import data_url
-from emotion.ui.networks import load_networks
 
 
 def ask(url: str, tool: str | None = None, arguments: Mapping[str, Any] | None = None) -> Any:

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import PAGE_LABELS, PATIENCE, with_browser, write_clip
+from emotion.ui.networks import load_networks
 from gradio.data_classes import FileData
 from gradio.exceptions import Error
 from gradio_client import Client, handle_file
@@ -26,7 +27,6 @@ from emotion.follow import Sample
 from emotion.predict import Prediction
 from emotion.ui.inputs import CLIPS, EXAMPLES, clip_input, draw_clip
 from emotion.ui.look import timeline
-from emotion.ui.networks import load_networks
 from emotion.ui.video import MOMENTS, Moment, key_moments, smooth
 from emotion.video import Clip
 

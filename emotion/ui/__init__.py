@@ -2,7 +2,7 @@
 
 `TABS` lists the tabs. Each is a function `(networks, network) -> linked`, called inside its own `gr.Tab`:
 
-- `networks`: `Network` by name, see `emotion.ui.networks`; all are loaded.
+- `networks`: `Network` by name, see `emotion.networks`; all are loaded.
 - `network`: the selector above the tabs. Its value is the name of the chosen network: give it to an event as an input
   and take `networks[name]`. Gradio refuses a name that is not offered before the function runs. With one network it
   is hidden and works the same.
@@ -32,18 +32,18 @@ from gradio.components import Component
 from gradio.state_holder import SessionState
 from starlette.middleware import Middleware
 
+from emotion.networks import Network
 from emotion.ui.about import about_tab
 from emotion.ui.augmentation import augmentation_tab
 from emotion.ui.guard import FILE_MEGABYTES, PER_MINUTE, QUEUE, Guard
 from emotion.ui.inputs import EXAMPLE_CSS, FORGOTTEN_MINUTES, KEEP_SECONDS, SWEEP_SECONDS
 from emotion.ui.live import live_tab
 from emotion.ui.look import CSS, PIXELS
-from emotion.ui.networks import Network, load_networks
 from emotion.ui.photo import photo_tab
 from emotion.ui.tools import Tools
 from emotion.ui.video import video_tab
 
-__all__ = ["build_page", "launch_options", "load_networks"]
+__all__ = ["build_page", "launch_options"]
 
 TITLE: Final = "What does this face express?"
 TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dict[str, Component]]]]] = {

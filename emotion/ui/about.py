@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from html import escape
 from typing import Any, Final
 
@@ -11,13 +12,13 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from emotion.checkpoint import METADATA, load_metadata, locate
+from emotion.checkpoint import METADATA, find, load_metadata
 from emotion.evaluate import plot_confusion, plot_reliability
 from emotion.faces import open_image
 from emotion.hub import PICTURES, model_card
+from emotion.networks import Network
 from emotion.ui.inputs import FORGOTTEN_MINUTES
 from emotion.ui.look import data_url
-from emotion.ui.networks import Network
 
 LEFT_OUT: Final = "Use it"
 LAST: Final = ("Data and labels", "Training procedure")
@@ -40,11 +41,16 @@ def about_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     Arguments and return value are those of every tab, see `emotion.ui`.
     """
 
+    @cache
     def show(name: str) -> str:
-        return _card(name, networks[name])
+        try:
+            return _card(name, networks[name])
+        except FileNotFoundError as error:  # what no answer from the Hub means
+            raise gr.Error("What is known of this network cannot be had now; try again later.") from error
 
-    card = gr.Markdown(show(next(iter(networks))), elem_id="about-card")
-    network.change(show, network, card, api_visibility="private", show_progress="hidden")
+    card = gr.Markdown(elem_id="about-card")
+    # The tab itself is the card's parent.
+    gr.on([card.parent.select, network.change], show, network, card, api_visibility="private", show_progress="hidden")
     return {}
 
 
@@ -73,16 +79,17 @@ def _card(name: str, network: Network) -> str:
 
 def _metadata(network: Network, kind: str) -> Any:
     try:
-        return load_metadata(network.checkpoint, kind)
-    except (FileNotFoundError, ValueError):
+        return load_metadata(network.checkpoint, kind) if find(network.checkpoint, f"{kind}.json") else None
+    except ValueError:
         return None
 
 
 def _picture(network: Network, file: str) -> Image.Image | None:
     """A picture of the checkpoint, else what its metrics give, else nothing."""
     try:
-        return open_image(locate(network.checkpoint, file))
-    except (FileNotFoundError, ValueError):
+        if path := find(network.checkpoint, file):
+            return open_image(path)
+    except ValueError:
         pass
     stream = io.BytesIO()
     try:

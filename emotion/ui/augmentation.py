@@ -15,11 +15,11 @@ from torch import Tensor
 
 from emotion.faces import crop_whole, open_image
 from emotion.labels import IMAGE_SIZE
+from emotion.networks import Network
 from emotion.predict import EmotionPredictor
 from emotion.transforms import Normalize, Params, Step, get_enhanced_transforms_grayscale_48
 from emotion.ui.inputs import example_input, open_data_url, photo_input, reason
 from emotion.ui.look import PIXELS, SCROLL_JS, announced, data_url
-from emotion.ui.networks import Network
 
 PIPELINE: Final = get_enhanced_transforms_grayscale_48(training=True)
 DRAWS: Final = 12

@@ -11,9 +11,9 @@ from gradio.components import Component
 from PIL import Image
 
 from emotion.follow import FaceFollower
+from emotion.networks import Network
 from emotion.ui.inputs import camera_input
 from emotion.ui.look import announced, boxes, candidates, card, timeline
-from emotion.ui.networks import Network
 
 FRAME_SECONDS: Final = 0.1
 """A browser sends a frame this often; the server answers the newest one when it is free, and drops the others."""

@@ -10,6 +10,7 @@ from gradio.components import Component
 from PIL import Image
 
 from emotion.faces import open_image
+from emotion.networks import Network
 from emotion.predict import Prediction
 from emotion.ui.inputs import example_input, photo_input, photos_input, reason
 from emotion.ui.look import (
@@ -25,7 +26,6 @@ from emotion.ui.look import (
     seen,
     table,
 )
-from emotion.ui.networks import Network
 
 HINT: Final = "<p>The result appears here.</p>"
 MAX_PHOTOS: Final = 50

@@ -14,11 +14,11 @@ from gradio.components import Component
 from PIL import Image
 
 from emotion.follow import FaceFollower, Sample
+from emotion.networks import Network
 from emotion.predict import Prediction
 from emotion.ui.guard import FILE_MEGABYTES
 from emotion.ui.inputs import CLIPS, clip_input, reason
 from emotion.ui.look import SCROLL_JS, announced, candidates, csv_link, data_url, percent, timeline
-from emotion.ui.networks import Network
 from emotion.video import MAX_SECONDS, RATE, Clip
 
 HINT: Final = "<p>What the faces in the clip show over time appears here.</p>"

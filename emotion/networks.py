@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.checkpoint import load_metadata
+from emotion.checkpoint import find, load_metadata
 from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor
 
 
@@ -41,7 +41,7 @@ def load_networks(source: str | Path | None = None) -> dict[str, Network]:
             the folder of the network that ships with the project. That network comes first, the rest by name.
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint.
+        FileNotFoundError: if there is no such checkpoint, or the Hub does not give it.
         ValueError: if one is damaged or not what it should be.
     """
     source = source or DEFAULT_CHECKPOINT.parent
@@ -59,8 +59,5 @@ def load_networks(source: str | Path | None = None) -> dict[str, Network]:
 
 def _load(checkpoint: str | Path) -> Network:
     predictor = EmotionPredictor.from_checkpoint(checkpoint)
-    try:
-        metrics = load_metadata(checkpoint, "metrics")
-    except FileNotFoundError:
-        metrics = {}
+    metrics = load_metadata(checkpoint, "metrics") if find(checkpoint, "metrics.json") else {}
     return Network(checkpoint, predictor, metrics if isinstance(metrics, dict) else {})
