@@ -280,7 +280,7 @@ def test_every_other_endpoint_says_the_same_sentence(visitor: Visitor, tmp_path:
     upload = visitor.upload(file)
     sentence = str(error.value).replace(str(file), Path(upload["path"]).name)
     assert visitor.public.predict(handle_file(file), 0, 1.0, api_name="/augment")["error"] == sentence
-    show = visitor.ask(visitor.event("photo-input", "change"), ["first", upload, False])
+    show = visitor.ask(visitor.event("photo-input", "change"), ["first", upload, False, None, None])
     assert show["output"]["data"][0] == f'<p class="error">{escape(sentence)}</p>'
     table = visitor.ask(visitor.event("batch-input", "upload"), ["first", [upload]])
     assert f'<span class="error">{escape(sentence)}</span>' in table["output"]["data"][0]

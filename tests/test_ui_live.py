@@ -169,6 +169,8 @@ def test_boxes_bars_timeline_and_rate_appear_and_the_camera_stops(page, url, pag
 
     page.locator(BUTTON).click()
     camera_is(page, "ended")
+    expect(result.locator(".rate")).to_be_hidden()
+    expect(result.locator("svg")).to_be_visible()
     page.locator(BUTTON).click()
     camera_is(page, "live")
     # Leaving the tab stops it, too.

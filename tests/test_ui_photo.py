@@ -3,11 +3,13 @@
 import base64
 import csv
 import io
+import json
 import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
+import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -17,6 +19,7 @@ from gradio.exceptions import Error
 from gradio_client import Client, handle_file
 from PIL import Image, ImageColor
 from playwright.sync_api import Locator, Page, expect
+from test_endurance import Visitor
 
 import emotion.ui
 from emotion.networks import load_networks
@@ -92,6 +95,14 @@ def test_uploads_are_deleted_and_one_network_has_no_selector(served_alone, photo
     while [file for file in uploads.rglob("*") if file.is_file()]:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_what_a_visitor_gave_and_got_is_not_kept_in_memory(served_alone, photos):
+    page, _ = served_alone
+    client = Client(page.local_url, verbose=False)
+    assert client.predict(handle_file(photos["pair.jpg"]), api_name="/predict")["image"] == "pair.jpg"
+    kept = str(list(page.state_holder[client.session_hash].components))
+    assert "photo-input" in kept and "pair.jpg" not in kept and "confidence" not in kept
 
 
 @pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
@@ -222,6 +233,69 @@ def test_evidence_is_shown_over_the_face_on_request(page, page_predictor, photos
     assert np.corrcoef(orange.ravel(), map.ravel())[0, 1] > 0.95
     page.get_by_label("Show where the evidence lies").uncheck()
     expect(figures).to_have_count(1)
+
+
+def test_inputs_stay_guarded_when_an_example_was_chosen_and_left(url, photos):
+    with httpx.Client(base_url=f"{url}gradio_api/", timeout=PATIENCE) as http:
+        visitor = Visitor(http, httpx.get(f"{url}config", timeout=PATIENCE).json())
+        assert "happy.png" in visitor.ask("photo-example", "change", ["happy"])
+        # Nothing is put into the input, and the visitor's copy of it is not replaced by a fresh one.
+        assert json.loads(visitor.ask("photo-example", "change", [None])) == [{"__type__": "update"}]
+        visitor.start("photo-input", "change", ["first", {"path": str(photos["person.png"])}, False, None, None])
+        with pytest.raises(AssertionError, match="upload it and give the path"):
+            visitor.answers()
+
+
+def test_nothing_but_a_chosen_example_is_put_into_an_input(url):
+    config = httpx.get(f"{url}config", timeout=PATIENCE).json()
+    names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+    inputs = {"photo-input", "batch-input", "live-camera", "video-input", "augmentation-input"}
+    assert inputs <= set(names.values())
+    put = [
+        (names[output], [(names[component], event) for component, event in function["targets"]])
+        for function in config["dependencies"]
+        for output in function["outputs"]
+        if function["backend_fn"] and names[output] in inputs
+    ]
+    tabs = ("photo", "video", "augmentation")
+    assert put == [(f"{tab}-input", [(f"{tab}-example", "change")]) for tab in tabs]
+
+
+def test_a_photo_that_is_given_twice_is_looked_at_once(url, photos):
+    with httpx.Client(base_url=f"{url}gradio_api/", timeout=PATIENCE) as http:
+        visitor = Visitor(http, httpx.get(f"{url}config", timeout=PATIENCE).json())
+        photo, bad = visitor.upload(photos["person.png"]), visitor.upload(photos["text.jpg"])
+        given = ["first", photo, False, None, None]
+        assert "One face was found" in visitor.ask("photo-input", "change", given)
+        again = json.loads(visitor.ask("photo-input", "change", given))
+        assert all(part["__type__"] == "update" and "value" not in part for part in again[:4])
+        # But what has changed since is looked at.
+        for change in (["second", photo, False], ["second", photo, True], ["first", photo, False]):
+            assert "figure" in visitor.ask("photo-input", "change", [*change, None, None])
+        assert "taken for one face" in visitor.ask("photo-whole", "click", ["first", photo, False])
+        assert "One face was found" in visitor.ask("photo-input", "change", given)
+        for _ in range(2):
+            assert "is not a picture" in visitor.ask("photo-input", "change", ["first", bad, False, None, None])
+
+
+@with_browser
+def test_a_tab_that_is_opened_before_the_link_is_restored_stays_open(browser, url):
+    page = browser.new_page()
+    held, is_held = [], True
+    page.route("**/queue/join*", lambda route: held.append(route) if is_held else route.continue_())
+    page.goto(f"{url}?tab=augmentation&seed=7")
+    expect(page.get_by_role("tab", name="Augmentation")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("tab", name="Video").click()
+    while not held:
+        page.wait_for_timeout(100)
+    is_held = False
+    for route in held:
+        route.continue_()
+    seed = page.locator("#augmentation-seed input[type=number]")
+    expect(seed).to_have_value("7")
+    expect(page.get_by_role("tab", name="Video")).to_have_attribute("aria-selected", "true")
+    wait_for_query(page, tab="video", network="first")
+    page.close()
 
 
 @with_browser

@@ -27,7 +27,6 @@ os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"
 os.environ.setdefault("GRADIO_TEMP_DIR", os.path.join(tempfile.gettempdir(), "emotion48"))
 import gradio as gr
 import gradio.mcp
-from gradio.blocks import Block
 from gradio.components import Component
 from gradio.state_holder import SessionState
 from starlette.middleware import Middleware
@@ -56,11 +55,10 @@ TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dic
 """Title and content of every tab, by its name in the address; the first one is open at the start."""
 
 KEEP_ADDRESS_JS: Final = """(...values) => {
-  const opening = %s, tab = %s, names = %s, all = %s, first = %s;
-  if (!opening && tab !== (new URLSearchParams(location.search).get("tab") ?? first)) return;
-  // A slider that is dragged sends many events, and browsers allow only so many addresses a second.
-  clearTimeout(window.addressTimer);
-  window.addressTimer = setTimeout(() => {
+  const opening = %s, tab = %s, names = %s, all = %s;
+  if (opening) window.openTab = tab;
+  else if (tab !== window.openTab) return;
+  window.writeAddress = () => {
     const query = new URLSearchParams(location.search);
     for (const name of all) query.delete(name);
     query.set("tab", tab);
@@ -69,10 +67,26 @@ KEEP_ADDRESS_JS: Final = """(...values) => {
     // The page around a Space shows the same query; no other page gets this message.
     if (window.parent !== window)
       window.parent.postMessage({ queryString: String(query) }, "https://huggingface.co");
-  }, 200);
+  };
+  // What the address says is restored first, however long that takes.
+  if (!window.isRestored) return;
+  // A slider that is dragged sends many events, and browsers allow only so many addresses a second.
+  clearTimeout(window.addressTimer);
+  window.addressTimer = setTimeout(window.writeAddress, 200);
 }"""
 """Writes the values of a tab's components into the address, instead of those of all tabs, when the tab is opened or a
 value changes while it is open."""
+
+RESTORED_JS: Final = """() => {
+  window.isRestored = true;
+  window.addressTimer = setTimeout(() => window.writeAddress?.(), 200);
+}"""
+
+OPEN_TAB_JS: Final = """() => {
+  const tab = new URLSearchParams(location.search).get("tab");
+  if (%s.includes(tab)) return { __type__: "update", selected: tab };
+}"""
+"""Opens the tab that the address names, if there is one: at once, not when a visitor may have opened another."""
 
 THEME: Final = gr.themes.Default(
     primary_hue="indigo",
@@ -171,23 +185,25 @@ def _link(
     components = {component: None for of_tab in linked.values() for component in of_tab.values()}
     names = sorted({name for of_tab in linked.values() for name in of_tab})
 
-    def restore(request: gr.Request) -> dict[Block, Any]:
-        return _restored(request.query_params, tabs, linked)
+    def restore(request: gr.Request) -> list[Any]:
+        restored = _restored(request.query_params, linked)
+        return [restored.get(component, gr.skip()) for component in components]
 
-    page.load(restore, None, [tabs, *components], api_visibility="private", show_progress="hidden")
+    page.load(None, None, tabs, js=OPEN_TAB_JS % json.dumps(list(linked)), api_visibility="private")
+    page.load(restore, None, [*components], api_visibility="private", show_progress="hidden").then(
+        None, None, None, js=RESTORED_JS, api_visibility="private"
+    )
     for tab, of_tab in linked.items():
         inputs = list(of_tab.values())
         for opening, events in ((True, [opened[tab]]), (False, [component.change for component in inputs])):
-            js = KEEP_ADDRESS_JS % tuple(map(json.dumps, (opening, tab, list(of_tab), names, next(iter(linked)))))
+            js = KEEP_ADDRESS_JS % tuple(map(json.dumps, (opening, tab, list(of_tab), names)))
             gr.on(events, None, inputs, None, js=js, api_visibility="private")
 
 
-def _restored(
-    query: Mapping[str, str], tabs: gr.Tabs, linked: Mapping[str, Mapping[str, Component]]
-) -> dict[Block, Any]:
-    """What an address asks for, as far as the page offers it."""
+def _restored(query: Mapping[str, str], linked: Mapping[str, Mapping[str, Component]]) -> dict[Component, Any]:
+    """The values that an address asks for, as far as the page offers them."""
     name = query["tab"] if query.get("tab") in linked else next(iter(linked))
-    restored: dict[Block, Any] = {tabs: gr.Tabs(selected=name)}
+    restored: dict[Component, Any] = {}
     for key, component in linked[name].items():
         text = query.get(key)
         if isinstance(component, gr.Slider):

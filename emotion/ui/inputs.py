@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -184,11 +184,18 @@ def _fill(
 ) -> None:
     """Put the example that is chosen into an input; `find` gives its path, and `events` clear the choice."""
 
-    def put(name: str | None, path: str | None) -> str | None:
-        # Not `gr.skip`: whatever updates a component makes gradio forget its replaced functions for the visitor.
-        return path if name is None else find(name)
+    show = given.postprocess
 
-    example.change(put, [example, given], given, api_visibility="private", show_progress="hidden")
+    def put(name: str | None) -> str | None:
+        return None if name is None else find(name)
+
+    def shown(path: str | None) -> Any:
+        # What `gr.skip` gives. Returned by the function, it would make gradio forget the replaced functions of the
+        # component; the same file once more would be classified once more.
+        return {"__type__": "update"} if path is None else show(path)
+
+    given.postprocess = shown
+    example.change(put, example, given, api_visibility="private", show_progress="hidden")
     gr.on(events, None, None, example, js="() => null", api_visibility="private")
 
 

@@ -118,6 +118,7 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .overlay .number { position: absolute; }
 #live-help p { margin: 0 0 .25rem; line-height: 1.5; }
 #live-result .rate { margin: 0 0 .75rem; font-variant-numeric: tabular-nums; }
+.gradio-container:has(#live-camera [title="start recording"]) #live-result .rate { display: none; }
 .timeline { margin: 1rem 0 0; }
 .timeline svg { display: block; width: 100%; height: 9rem; margin: .375rem 0 .25rem; fill: none; stroke-width: 2px;
   background: var(--background-fill-primary); border: 1px solid var(--border-color-primary); border-radius: 4px; }

@@ -52,9 +52,18 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     photos = photos_input("Choose several photos at once", "batch-input")
     rows = announced(None, "batch-result")
     is_whole, drawn = gr.State(False), gr.Textbox(visible=False)
+    # What stands on the page: network, path and whether the evidence is shown; None after a file that was no photo.
+    answered = gr.State()
 
     def show(name: str, path: str | None, evidence: bool, is_whole: bool = False) -> tuple[Any, ...]:
-        return *_show(networks[name], path, evidence, is_whole), is_whole
+        *parts, fine = _show(networks[name], path, evidence, is_whole)
+        return *parts, is_whole, (name, path, evidence) if fine else None
+
+    def show_given(name: str, path: str | None, evidence: bool, is_whole: bool, answered: Any) -> tuple[Any, ...]:
+        # Gradio says twice that a photo has changed that replaces another one.
+        if answered == (name, path, evidence) and not is_whole:
+            return *[gr.skip()] * 4, is_whole, answered
+        return show(name, path, evidence)
 
     def show_whole(name: str, path: str | None, evidence: bool) -> tuple[Any, ...]:
         return show(name, path, evidence, is_whole=True)
@@ -89,9 +98,9 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
             item["error"] = reason(error, image)
         return item
 
-    given, shown = [network, photo, evidence], [summary, result, whole, tools, is_whole]
+    given, shown = [network, photo, evidence], [summary, result, whole, tools, is_whole, answered]
     private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": result}
-    photo.change(show, given, shown, **private).then(
+    photo.change(show_given, [*given, is_whole, answered], shown, **private).then(
         None, photo, None, js=SCROLL_JS.format(id="photo-summary"), api_visibility="private"
     )
     whole.click(show_whole, given, shown, **private)
@@ -104,18 +113,18 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     return {"example": example}
 
 
-def _show(network: Network, path: str | None, evidence: bool, is_whole: bool) -> tuple[str, str, Any, Any]:
-    """Summary, result, and whether the button and the tools below them are visible, for the picture at `path`."""
+def _show(network: Network, path: str | None, evidence: bool, is_whole: bool) -> tuple[str, str, Any, Any, bool]:
+    """Summary, result, whether the button and the tools below them are visible, and whether there is a picture."""
     hidden, visible = gr.update(visible=False), gr.update(visible=True)
     if path is None:
-        return HINT, "", hidden, hidden
+        return HINT, "", hidden, hidden, True
     try:
         photo = open_image(path)
     except (ValueError, OSError) as error:
-        return f'<p class="error">{escape(reason(error, path))}</p>', "", hidden, hidden
+        return f'<p class="error">{escape(reason(error, path))}</p>', "", hidden, hidden, False
     faces = _faces(network, photo, is_whole)
     if not faces:
-        return "<p>No face was found in this picture.</p>", "", visible, hidden
+        return "<p>No face was found in this picture.</p>", "", visible, hidden, True
     maps = [network.predictor.evidence(face.crop, face.emotion) if evidence else None for face in faces]
     cards = "".join(
         card(number, face, network.threshold, seen(number, face, map))
@@ -126,6 +135,7 @@ def _show(network: Network, path: str | None, evidence: bool, is_whole: bool) ->
         f'{picture(photo, faces)}<div class="faces">{cards}</div>',
         hidden,
         visible,
+        True,
     )
 
 
