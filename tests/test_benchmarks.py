@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import with_browser
 from PIL import Image
 from test_trainer import write_csv
 from test_transfer import random_donor
 from torch import nn
 
-from benchmarks import live, prediction, traditional, transfer
+from benchmarks import live, page, prediction, traditional, transfer
 from benchmarks.mtcnn import PlainDetector
 from emotion.checkpoint import load_checkpoint
 from emotion.demo import make_dataset
@@ -215,3 +216,11 @@ def test_the_table_of_the_cameras_shows_rates_delays_and_their_growth() -> None:
     # 30 answers in 3, 5, 6 and 3 seconds; a quarter of the last third takes 0.3 instead of 0.1 or 0.2 seconds.
     assert "| 4 | 8.0 (8.0 to 8.0) | 5.0 to 10.0 | 100 ms | 300 ms | 1.50 |" in lines
     assert "8.0 s (7.0 to 9.0)" in lines[-1] and "800 MB (700 to 900)" in lines[-1]
+
+
+@with_browser
+def test_the_page_is_timed_as_a_visitor_waits(capsys: pytest.CaptureFixture[str], photos: dict[str, Path]) -> None:
+    found = page.measure(photos["person.png"], runs=2)
+    assert 0 < found["median"] <= found["longest"] < found["start"]
+    # Chromium is not counted, Python with PyTorch is.
+    assert 200 < found["memory"] < 2000
