@@ -1,4 +1,4 @@
-"""One face and one photo, fast and as written first: `python -m benchmarks.prediction`.
+"""One face, one photo and many, fast and as written first: `python -m benchmarks.prediction`.
 
 With `--data fer2013.csv`, the accuracy of every way to compute the network is measured on PublicTest, and faces are
 looked for in pictures made of its faces instead of the eight in `examples/`.
@@ -9,8 +9,10 @@ import copy
 import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -26,6 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.live import clip
 from benchmarks.measure import alternate, machine, milliseconds
 from benchmarks.mtcnn import PlainDetector
 from benchmarks.traditional import count
@@ -45,6 +48,8 @@ RESULTS: Final = Path("benchmarks/results/prediction.json")
 MATRIX: Final = 1024
 """Side of the matrices whose product says what the machine can do at most."""
 PHOTO_SIDE: Final = 640
+FOLDERS: Final = (100, 400)
+"""Pictures in the folders whose difference says how many a second are read."""
 PICTURES: Final = 40
 """Pictures of twelve faces each in which both detectors look for them."""
 FOUND: Final = 0.35
@@ -151,6 +156,29 @@ def measure_photo(predictor: EmotionPredictor, runs: int, data: str | None) -> d
     return {"seconds": seconds, "faces": total, "found": found, "same_box": float(np.median(ratios))}
 
 
+def measure_folder(runs: int) -> dict[str, Any]:
+    """Seconds, and resident bytes at the peak, of `emotion predict` on folders of pictures with one face each."""
+    frames = clip()
+    results: dict[str, Any] = {"seconds": {str(size): [] for size in FOLDERS}, "peak": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in FOLDERS:
+            os.mkdir(f"{folder}/{size}")
+            for number in range(size):
+                Path(f"{folder}/{size}/{number}.jpg").write_bytes(frames[number % len(frames)])
+        for _ in range(runs):
+            for size in FOLDERS:
+                start = time.perf_counter()
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "emotion", "predict", f"{folder}/{size}"], stdout=subprocess.DEVNULL
+                )
+                _, status, used = os.wait4(process.pid, 0)
+                if status:
+                    raise RuntimeError(f"emotion predict ended with {os.waitstatus_to_exitcode(status)}.")
+                results["seconds"][str(size)].append(time.perf_counter() - start)
+                results["peak"][str(size)] = 1024 * used.ru_maxrss
+    return results
+
+
 def best(box: Sequence[float], others: Sequence[Sequence[float]]) -> float:
     """The largest intersection over union of a box with one of the others; 0 without any."""
     return max((overlap(box, other) for other in others), default=0.0)
@@ -196,7 +224,7 @@ def _burn() -> None:
 
 
 def measure(runs: int, data: str | None = None) -> dict[str, Any]:
-    """Measure one face and one photo with the shipped network.
+    """Measure one face, one photo and a folder of them with the shipped network.
 
     Args:
         runs: number of alternating runs.
@@ -209,6 +237,7 @@ def measure(runs: int, data: str | None = None) -> dict[str, Any]:
         "data": bool(data),
         "face": measure_face(predictor, runs, data),
         "photo": measure_photo(predictor, runs, data),
+        "folder": measure_folder(runs),
     }
 
 
@@ -239,6 +268,20 @@ def table(results: Mapping[str, Any]) -> str:
     for name, title in titles.items():
         found, false = photo["found"][name]
         lines.append(f"| {title} | {milliseconds(photo['seconds'][name])} | {found} | {false} |")
+    small, large = FOLDERS
+    seconds, peak = results["folder"]["seconds"], results["folder"]["peak"]
+    rates = [
+        (large - small) / (more - less) for less, more in zip(seconds[str(small)], seconds[str(large)], strict=True)
+    ]
+    lines += [
+        "",
+        "| many photos, `python -m emotion predict FOLDER` | |",
+        "|---|---:|",
+        f"| pictures of one face each in a folder | {median(rates):.1f} a second ({min(rates):.1f} to "
+        f"{max(rates):.1f}) |",
+        f"| memory at the peak, with {small} and with {large} of them | {peak[str(small)] / 1e6:,.0f} MB, "
+        f"{peak[str(large)] / 1e6:,.0f} MB |",
+    ]
     source = "PublicTest's faces" if results["data"] else "the eight faces in `examples/`"
     rows = f" Accuracy: top-1 on {face['rows']:,} rows of PublicTest, one view." if accuracy else ""
     lines += [

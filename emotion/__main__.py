@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion.labels import LABEL_SETS
@@ -46,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="find the faces in photos and name their expressions")
     predict.set_defaults(run=_predict)
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="photo, or a face crop of exactly 48x48 pixels")
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="photo, folder of them, or a face crop of exactly 48x48 pixels"
+    )
     predict.add_argument("--checkpoint", **checkpoint | {"help": checkpoint["help"] + " (default: the shipped one)"})
     predict.add_argument("--json", action="store_true", help="print one JSON list, an item per image")
 
@@ -121,33 +124,65 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tqdm import tqdm
+
+    from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor, Prediction
 
     output = sys.stdout
     items = []
+    names = [file for name in options.images for file in _pictures(name)]
+
+    def look(name: str) -> tuple[list[Prediction], str | None]:
+        try:
+            return predictor.predict(name), None
+        except (ValueError, OSError) as error:
+            return [], str(error)
+
     # Whatever a library prints must not get between the results.
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), ThreadPoolExecutor(os.cpu_count()) as pool:
         predictor = EmotionPredictor.from_checkpoint(options.checkpoint or DEFAULT_CHECKPOINT)
-        for name in options.images:
-            faces, problem = [], None
-            try:
-                faces = predictor.predict(name)
-            except (ValueError, OSError) as error:
-                problem = str(error)
-            items.append({"image": name, "faces": [face.to_json() for face in faces], "error": problem})
-            if options.json:
-                continue
-            if problem:
-                print(f"error: {problem}", file=sys.stderr)
-            elif not faces:
-                print(f"{name}: no face found", file=output)
-            for number, face in enumerate(faces, 1):
-                x, y, width, height = face.box
-                where = f"face {number} of {len(faces)}, {width:.0f}x{height:.0f} pixels at ({x:.0f}, {y:.0f})"
-                print(f"{name}: {where}: {face}", file=output)
+        looks = [pool.submit(look, name) for name in names]
+        looks.reverse()
+        try:
+            # None: only where somebody watches.
+            for name in tqdm(names, unit=" pictures", disable=None if len(names) > 1 else True):
+                # Taken off the list, so that the crops of a long folder do not pile up.
+                faces, problem = looks.pop().result()
+                items.append({"image": name, "faces": [face.to_json() for face in faces], "error": problem})
+                if options.json:
+                    continue
+                if problem:
+                    tqdm.write(f"error: {problem}", file=sys.stderr)
+                elif not faces:
+                    tqdm.write(f"{name}: no face found", file=output)
+                for number, face in enumerate(faces, 1):
+                    x, y, width, height = face.box
+                    where = f"face {number} of {len(faces)}, {width:.0f}x{height:.0f} pixels at ({x:.0f}, {y:.0f})"
+                    tqdm.write(f"{name}: {where}: {face}", file=output)
+        finally:
+            pool.shutdown(cancel_futures=True)
     if options.json:
         print(json.dumps(items, indent=2))
     return int(any(item["error"] for item in items))
+
+
+def _pictures(name: str) -> list[str]:
+    """The pictures in a folder and the folders below it, in the order of their names; what is no folder, as it is."""
+    from PIL import Image
+
+    from emotion.faces import FORMATS
+
+    if not os.path.isdir(name):
+        return [name]
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
+    found = (file for file in Path(name).rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    # What starts with a dot is a system's own.
+    files = sorted(str(file) for file in found if not file.name.startswith("."))
+    if not files:
+        raise ValueError(f"'{name}' holds no picture; give a folder of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+    return files
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -178,6 +178,27 @@ def test_without_json_a_person_can_read_it(run, checkpoint: Path, album: Path, t
     assert [line.split("%")[0].rsplit(maxsplit=1)[0].strip() for line in lines[2:]] == list(LABELS)
 
 
+def test_a_folder_stands_for_its_pictures_and_those_below_it(
+    run, checkpoint: Path, album: Path, tmp_path: Path, crops: np.ndarray
+) -> None:
+    (tmp_path / "below").mkdir()
+    for number, crop in enumerate(crops):
+        Image.fromarray(crop).save(tmp_path / ("below" if number % 2 else "") / f"{number}.PNG")
+    (tmp_path / "notes.txt").write_text("No picture, and none by its name.")
+    (tmp_path / ".hidden.png").write_text("A system's own.")
+    done = run("predict", album / "crop.bmp", tmp_path, "--json", "--checkpoint", checkpoint)
+    folder = json.loads(done.out)[1:]
+    numbers = (0, 2, 4, 6, 8, *(f"below/{odd}" for odd in (1, 3, 5, 7)))
+    assert [item["image"] for item in folder] == [str(tmp_path / f"{number}.PNG") for number in numbers]
+    # Each has its own answer, whatever thread gave it.
+    for item in folder[::4]:
+        alone = run("predict", item["image"], "--json", "--checkpoint", checkpoint)
+        assert json.loads(alone.out) == [item]
+    (tmp_path / "empty").mkdir()
+    none = run("predict", tmp_path / "empty", "--checkpoint", checkpoint)
+    assert (none.status, none.err.count("\n")) == (2, 1) and "holds no picture; give" in none.err
+
+
 def test_the_shipped_checkpoint_is_the_default(run, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(album)
     done = run("predict", "portrait.png", "--json")
