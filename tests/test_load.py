@@ -11,11 +11,11 @@ import httpx
 import numpy as np
 import pytest
 from conftest import PATIENCE, with_browser
-from emotion.ui.networks import load_networks
 from playwright.sync_api import Browser, expect
 
 import emotion.ui.live
 from benchmarks import load
+from emotion.networks import load_networks
 
 
 @pytest.fixture(params=[2])

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from conftest import PATIENCE, serving, with_browser
-from emotion.ui.networks import load_networks
 from playwright.sync_api import Browser, expect
 
 import emotion.ui
+from emotion.networks import load_networks
 from emotion.ui.guard import sweep
 
 CLOCK = (

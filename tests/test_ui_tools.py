@@ -39,12 +39,13 @@ def ask(url: str, tool: str | None = None, arguments: Mapping[str, Any] | None =
 
 def test_tools_are_the_public_endpoints_and_every_argument_is_described(url):
     tools = {tool.name: tool for tool in ask(url).tools}
-    assert list(tools) == ["predict", "augment"]
+    assert list(tools) == ["predict", "video", "augment"]
     assert tools["predict"].description.startswith("Find every face in a picture")
     arguments = {name: tool.inputSchema["properties"] for name, tool in tools.items()}
-    assert [list(of_tool) for of_tool in arguments.values()] == [["image"], ["image", "seed", "strength", "steps"]]
+    names = [["image"], ["video"], ["image", "seed", "strength", "steps"]]
+    assert [list(of_tool) for of_tool in arguments.values()] == names
     assert all(argument["description"] for of_tool in arguments.values() for argument in of_tool.values())
-    assert [tool.inputSchema["required"] for tool in tools.values()] == [["image"], ["image"]]
+    assert [tool.inputSchema["required"] for tool in tools.values()] == [["image"], ["video"], ["image"]]
 
 
 def test_predict_gives_the_json_that_the_endpoint_gives(url, photos):
@@ -60,6 +61,14 @@ def test_predict_gives_the_json_that_the_endpoint_gives(url, photos):
         assert not result.isError and len(item["faces"]) == 2
         # A picture without a file has no name.
         assert item | {"image": None} == wanted | {"image": None}
+
+
+def test_video_gives_the_json_that_the_endpoint_gives(url, clip):
+    wanted = Client(url, verbose=False).predict(handle_file(clip), api_name="/video")
+    given = f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"
+    [content] = ask(url, "video", {"video": given}).content
+    item = json.loads(content.text)
+    assert item["faces"] and item | {"video": None} == wanted | {"video": None}
 
 
 def test_augment_gives_its_pictures_as_pictures(url, photos):

@@ -15,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 from conftest import PAGE_LABELS, PATIENCE, with_browser, write_clip
-from emotion.ui.networks import load_networks
 from gradio.data_classes import FileData
 from gradio.exceptions import Error
 from gradio_client import Client, handle_file
@@ -24,6 +23,7 @@ from playwright.sync_api import Page, expect
 
 import emotion.ui
 from emotion.follow import Sample
+from emotion.networks import load_networks
 from emotion.predict import Prediction
 from emotion.ui.inputs import CLIPS, EXAMPLES, clip_input, draw_clip
 from emotion.ui.look import timeline

@@ -14,11 +14,11 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 from conftest import PATIENCE, ROOT, with_browser
-from emotion.ui.networks import load_networks
 from gradio_client import Client
 from playwright.sync_api import Page, expect
 
 import emotion.ui
+from emotion.networks import load_networks
 from emotion.ui.guard import FILE_MEGABYTES, PER_MINUTE, QUEUE, UPLOADS, setting
 
 SECRET = "a sentence that no visitor may read"

@@ -88,6 +88,9 @@ def video_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
         "probabilities"}], "error": null or text}: time in seconds from the beginning, the number by which the face is
         followed, then what /predict gives for this picture of the clip. Of a longer clip, only the first 60 seconds
         are looked at.
+
+        Args:
+            video: The clip, uploaded or, for a tool, as a data URL.
         """
         item: dict[str, Any] = {"video": video and Path(video).name, "faces": [], "error": None}
         if video is None:
