@@ -188,7 +188,7 @@ def test_a_clip_becomes_a_timeline_key_moments_and_a_csv(opened, requests, url, 
     give(page, clip)
     progress = page.locator("#video-result [role=progressbar]")
     expect(progress).to_have_attribute("aria-valuetext", re.compile(r"Looking at your clip: \d+ / 8 pictures"))
-    face = page.locator("#video-result .track")
+    face = page.locator("#video-result .followed")
     expect(face).to_have_count(1)
     expect(page.locator("#video-summary")).to_contain_text("In this clip of 1.5 seconds, one face was found: ")
     expect(face.locator("svg[role=img]")).to_have_attribute("aria-label", re.compile("^From 0.0 to 1.4 seconds: on"))
@@ -232,7 +232,7 @@ def test_a_clip_becomes_a_timeline_key_moments_and_a_csv(opened, requests, url, 
 @with_browser
 def test_a_link_opens_an_example_which_an_upload_replaces(page, url, scenery, tmp_path):
     page.goto(f"{url}?tab=video&example=two faces&network=first")
-    tracks = page.locator("#video-result .track")
+    tracks = page.locator("#video-result .followed")
     expect(tracks).to_have_count(2)
     expect(page.locator("#video-summary")).to_contain_text("2 faces were found. Face 1: ")
     expect(page.get_by_role("radio", name="two faces")).to_be_checked()
@@ -252,7 +252,7 @@ def test_a_recording_of_the_camera_is_answered(opened):
     record.click()
     page.wait_for_timeout(1500)
     record.click()
-    expect(page.locator("#video-result .track")).to_have_count(1)
+    expect(page.locator("#video-result .followed")).to_have_count(1)
     expect(page.locator("#video-summary")).to_contain_text("one face was found")
 
 

@@ -74,11 +74,11 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .number { display: inline-block; min-width: 1.5em; padding: 0 .4em; font-size: .875rem; font-weight: 650;
   line-height: 1.5; text-align: center; color: #fff; background: #111; border: 2px solid #fff; border-radius: 4px; }
 .faces { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
-.face, .track { padding: 1rem; background: var(--background-fill-primary); border-radius: 8px;
+.face, .followed { padding: 1rem; background: var(--background-fill-primary); border-radius: 8px;
   border: 1px solid var(--border-color-primary); }
-.face h2, .track h2 { display: flex; gap: .5rem; align-items: start; margin: 0 0 .75rem; font-size: 1.25rem;
+.face h2, .followed h2 { display: flex; gap: .5rem; align-items: start; margin: 0 0 .75rem; font-size: 1.25rem;
   font-weight: 650; overflow-wrap: anywhere; }
-:is(.face, .track) h2 .number { flex: none; }
+:is(.face, .followed) h2 .number { flex: none; }
 .face ol { list-style: none; margin: 0; padding: 0; display: grid; gap: .375rem; }
 .face li { display: grid; grid-template-columns: 5.5rem 1fr 3rem; gap: .5rem; align-items: center; }
 .face li > span:first-child { overflow-wrap: anywhere; }
@@ -127,7 +127,7 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .timeline ul { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 0; padding: 0;
   font-size: .875rem; }
 .timeline .bar { display: inline-block; width: .75rem; height: .75rem; border-radius: 3px; margin-right: .375rem; }
-.track { margin-bottom: 1rem; }
+.followed { margin-bottom: 1rem; }
 .moments { list-style: none; margin: 0; padding: 0; display: grid; gap: .75rem;
   grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)); }
 .moments img { width: 5rem; height: 5rem; image-rendering: pixelated; border-radius: 4px; }

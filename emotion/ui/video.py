@@ -145,7 +145,7 @@ def _show(network: Network, path: str | None, progress: gr.Progress) -> tuple[st
     for number, track in faces.items():
         samples = [Sample(time, number, face.probabilities) for time, face in track]
         sections += (
-            f'<section class="track"><h2><span class="number">{number}</span><span>{words[number]}</span></h2>'
+            f'<section class="followed"><h2><span class="number">{number}</span><span>{words[number]}</span></h2>'
             f"{_moments(number, moments[number], network.threshold)}{timeline(samples, labels, clip.seconds)}</section>"
         )
     lines = [
