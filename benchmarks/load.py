@@ -134,11 +134,11 @@ async def give_photos(page: Page, number: int, picture: bytes, end: float) -> Vi
         while time.monotonic() < end:
             start = time.monotonic()
             try:
-                # No two visitors have the same photo.
-                file = ("photo.jpg", picture + number.to_bytes(4, "big"))
+                # No photo is given twice: the page would not look at it again.
+                file = ("photo.jpg", picture + uuid4().bytes)
                 path = (await client.post("upload", files={"files": file})).raise_for_status().json()[0]
                 image = {"path": path, "meta": {"_type": "gradio.FileData"}}
-                asked = body(page.photo, session, [page.network, image, False])
+                asked = body(page.photo, session, [page.network, image, False, None, None])
                 answer = await client.post("queue/join", json=asked)
                 if answer.status_code == 503:
                     visitor.busy += 1
@@ -217,7 +217,7 @@ async def leave_early(page: Page, number: int, picture: bytes, end: float) -> No
             path = (await client.post("upload", files={"files": ("photo.jpg", picture)})).json()[0]
             image = {"path": path, "meta": {"_type": "gradio.FileData"}}
             session = uuid4().hex
-            await client.post("queue/join", json=body(page.photo, session, [page.network, image, False]))
+            await client.post("queue/join", json=body(page.photo, session, [page.network, image, False, None, None]))
             async with client.stream("GET", "queue/data", params={"session_hash": session}):
                 pass
         await asyncio.sleep(1)

@@ -642,8 +642,8 @@ def test_the_space_runs_with_what_it_got(deployed: Done, server: HubServer, trai
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     program = (
-        "import emotion.ui\n"
-        "networks = emotion.ui.load_networks()\n"
+        "import emotion, emotion.networks, emotion.ui\n"
+        "networks = emotion.networks.load_networks()\n"
         "emotion.ui.build_page(networks)\n"
         "print(emotion.__file__, *((name, network.predictor.model.temperature) for name, network in networks.items()))"
     )
