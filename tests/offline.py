@@ -6,6 +6,7 @@ Whatever else it looks up or connects to is refused, and written to the file REC
 import ipaddress
 import runpy
 import sys
+import traceback
 
 LOOKED_UP = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyname_ex")
 CONNECTED = ("socket.connect", "socket.sendto", "socket.sendmsg")
@@ -28,6 +29,7 @@ def refuse(event: str, arguments: tuple) -> None:
     if is_outside(host):
         with open(record, "a") as file:
             print(event, host, file=file)
+            traceback.print_stack(file=file)
         raise OSError(f"{host} is outside this machine")
 
 

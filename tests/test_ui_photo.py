@@ -76,7 +76,7 @@ def test_networks_are_offered_by_name(checkpoints):
     assert list(both) == ["first", "second"]
     assert [network.threshold for network in both.values()] == [0, 1]
     assert list(load_networks(checkpoints / "second")) == ["second"]
-    assert next(iter(load_networks())) == "fer2013"
+    assert next(iter(load_networks())) == "ferplus"
 
 
 def test_a_folder_without_a_network_is_refused(tmp_path):

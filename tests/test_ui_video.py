@@ -142,7 +142,7 @@ def test_the_input_takes_no_file_of_the_server_and_starts_no_program(clip, tmp_p
             given.preprocess(FileData(path=str(clip), **meta))
     assert given.preprocess(FileData(path=str(upload))) == str(upload)
     assert given.postprocess(str(upload)).path == str(upload)
-    assert given.preprocess(None) is None and given.postprocess(None) is None
+    assert given.preprocess(None) is None and given.postprocess(None) == gr.skip()
     assert not started.exists()
 
 
