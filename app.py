@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
+    # Else huggingface_hub asks its host which program it runs in, as soon as the page serves language models.
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
         # Here and not above: neither `--help` nor a refusal need wait for gradio.
         from emotion.networks import load_networks

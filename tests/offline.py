@@ -1,6 +1,6 @@
 """A Python program that reaches this machine alone: `python offline.py RECORD PROGRAM ARGUMENTS`.
 
-Whatever else it looks up or connects to is refused, and written to the file RECORD.
+Whatever else it looks up or connects to is refused, and written to the file RECORD, with the calls that led there.
 """
 
 import ipaddress
