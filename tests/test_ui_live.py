@@ -206,6 +206,27 @@ def test_cameras_take_turns(checkpoints, tmp_path, monkeypatch, browser):
 
 
 @with_browser
+def test_a_camera_whose_page_is_closed_makes_way_at_once(checkpoints, tmp_path, monkeypatch, browser):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(emotion.ui.live, "VIEWERS", 1)
+    monkeypatch.setattr(emotion.ui.live, "TURN_SECONDS", 2 * PATIENCE)
+    served = emotion.ui.build_page(load_networks(checkpoints / "first"))
+    served.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.launch_options())
+    context = browser.new_context(permissions=["camera"])
+    context.set_default_timeout(1000 * PATIENCE)
+    first, second = (context.new_page() for _ in range(2))
+    start(first, served.local_url)
+    expect(first.locator("#live-result figcaption")).to_contain_text("In the last")
+    start(second, served.local_url)
+    second.wait_for_timeout(1000)
+    expect(second.locator("#live-result figcaption")).to_have_count(0)
+    first.close()
+    expect(second.locator("#live-result figcaption")).to_contain_text("In the last")
+    context.close()
+    served.close()
+
+
+@with_browser
 def test_without_a_camera_the_page_says_what_to_do(url, browser):
     def opened(address: str, *flags: str) -> Page:
         own = [flag for flag in FLAGS if "media-stream" not in flag]
