@@ -14,7 +14,7 @@ from test_trainer import write_csv
 from test_transfer import random_donor
 from torch import nn
 
-from benchmarks import live, page, prediction, traditional, transfer
+from benchmarks import live, page, prediction, traditional, training, transfer
 from benchmarks.mtcnn import PlainDetector
 from emotion.checkpoint import load_checkpoint
 from emotion.demo import make_dataset
@@ -227,3 +227,27 @@ def test_the_page_is_timed_as_a_visitor_waits(capsys: pytest.CaptureFixture[str]
     assert 0 < found["median"] <= found["longest"] < found["start"]
     # Chromium is not counted, Python with PyTorch is.
     assert 200 < found["memory"] < 2000
+
+
+def test_a_step_of_training_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = []
+    monkeypatch.setattr(
+        training, "EmotionCNN", lambda **options: networks.append(EmotionCNN(**options)) or networks[-1]
+    )
+    for plain, size in ((True, 48), (False, 32)):
+        step = training.step(4, size, plain)
+        before = networks[-1].features[0][0].weight.detach().clone()
+        step()
+        assert not torch.equal(networks[-1].features[0][0].weight, before)
+
+
+def test_the_table_of_training_counts_the_recipe_as_it_spends_its_epochs() -> None:
+    seconds = {"plain": [0.64] * 3, "32 pixels": [0.2, 0.16, 0.1], "40 pixels": [0.32] * 3, "48 pixels": [0.5] * 3}
+    seconds |= {"batch 16": [0.2], "batch 32": [0.25], "batch 128": [1.0], "augmentation": [0.02], "one thread": [1.0]}
+    lines = training.table({"machine": "an abacus", "precision": "float32", "seconds": seconds}).splitlines()
+    assert "| plain: float32, 48 pixels, no augmentation | 640 ms (640 to 640) | 100 | 1.00 times |" in lines
+    # 64 faces in 0.16, 0.16, 0.32 and 0.5 seconds.
+    assert f"| **{256 / 1.14:.0f}** | **{256 / 114:.2f} times** |" in "\n".join(lines)
+    assert "| faces per step | 16 | 32 | 64 | 128 | 64, one thread |" in lines
+    assert "| faces a second | 80 | 128 | 128 | 128 | 64 |" in lines
+    assert "Augmentation is 4.0%" in lines[-1]

@@ -1,0 +1,141 @@
+"""How many faces a second are trained on: `python -m benchmarks.training`.
+
+Plain is what one writes first: float32, PyTorch's own order of memory, 48x48 pixels, no augmentation. Against it stands
+what `emotion.trainer` does: channels last, bfloat16 where the processor computes in it, augmentation, and the recipe's
+smaller pictures in its earlier epochs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import harmonic_mean, median
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import alternate, machine, milliseconds
+from emotion.checkpoint import atomic_write
+from emotion.labels import FER2013_LABELS, IMAGE_SIZE
+from emotion.model import EmotionCNN
+from emotion.trainer import RECIPES, _precision
+from emotion.transforms import get_enhanced_transforms_grayscale_48
+
+RESULTS: Final = Path("benchmarks/results/training.json")
+"""Where `--write` puts the figures, from the project's folder; `python -m docs.make` draws on them."""
+RECIPE: Final = RECIPES["best"]
+BATCHES: Final = (16, 32, 128)
+"""Faces per step, besides the recipe's."""
+DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def step(batch: int, size: int = IMAGE_SIZE, plain: bool = False) -> Callable[[], Any]:
+    """One training step on random pictures, as a function.
+
+    Args:
+        batch: faces in it.
+        size: side of the pictures in pixels.
+        plain: without what the trainer does.
+    """
+    torch.manual_seed(0)
+    layout = torch.contiguous_format if plain else torch.channels_last
+    model = EmotionCNN(dropout_rate=RECIPE.dropout_rate).to(DEVICE, memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), RECIPE.learning_rate, momentum=0.9, nesterov=True)
+    faces = torch.randint(0, 256, (batch, 1, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=DEVICE)
+    targets = torch.arange(batch, device=DEVICE) % len(FER2013_LABELS)
+    augment, generator = augmentation()
+    half = not plain and _precision(RECIPE) == "bfloat16"
+
+    def train() -> None:
+        images = faces / 127.5 - 1 if plain else augment(faces, RECIPE.augmentation[1], generator)
+        if size != IMAGE_SIZE:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
+            loss = F.cross_entropy(model(images), targets)
+        loss.backward()
+        optimizer.step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    return train
+
+
+def augmentation() -> tuple[Callable[..., torch.Tensor], torch.Generator]:
+    """The training pipeline, and its source of randomness."""
+    return get_enhanced_transforms_grayscale_48(training=True), torch.Generator().manual_seed(0)
+
+
+def measure(runs: int) -> dict[str, Any]:
+    """Seconds per step, of the trainer at each size of the recipe and with each batch size, of the plain way, and of
+    the augmentation alone; and of one thread alone.
+
+    Args:
+        runs: number of alternating runs.
+    """
+    batch = RECIPE.batch_size
+    sizes = {f"{size} pixels": step(batch, size) for size in sorted(set(RECIPE.image_sizes))}
+    batches = {f"batch {count}": step(count) for count in BATCHES}
+    faces = torch.randint(0, 256, (batch, 1, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=DEVICE)
+    augment, generator = augmentation()
+    alone = {"augmentation": lambda: augment(faces, RECIPE.augmentation[1], generator)}
+    seconds = alternate({"plain": step(batch, plain=True)} | sizes | batches | alone, runs)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds["one thread"] = alternate({"": step(batch)}, runs)[""]
+    torch.set_num_threads(threads)
+    return {"machine": machine(), "precision": _precision(RECIPE), "threads": threads, "seconds": seconds}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results of `measure` as Markdown tables with a line on how they came about."""
+    seconds, batch = results["seconds"], RECIPE.batch_size
+    rates = {name: batch / median(values) for name, values in seconds.items()}
+    grown = {count: count / median(seconds[f"batch {count}"]) for count in BATCHES}
+    grown = dict(sorted((grown | {batch: rates[f"{IMAGE_SIZE} pixels"]}).items()))
+    recipe = harmonic_mean([rates[f"{size} pixels"] for size in RECIPE.image_sizes])
+    share = median(seconds["augmentation"]) / median(seconds[f"{IMAGE_SIZE} pixels"])
+    lines = ["| training | a step | faces a second | against plain |", "|---|---:|---:|---:|"]
+    titles = {"plain": "plain: float32, 48 pixels, no augmentation"}
+    titles |= {f"{size} pixels": f"the trainer, {size} pixels" for size in sorted(set(RECIPE.image_sizes))[::-1]}
+    for name, title in titles.items():
+        speed = rates[name] / rates["plain"]
+        lines.append(f"| {title} | {milliseconds(seconds[name])} | {rates[name]:,.0f} | {speed:.2f} times |")
+    sizes = ", ".join(map(str, RECIPE.image_sizes))
+    lines += [
+        f"| **the recipe `best`, an equal share of {sizes} pixels** | | **{recipe:,.0f}** | "
+        f"**{recipe / rates['plain']:.2f} times** |",
+        "",
+        f"| faces per step | {' | '.join(map(str, grown))} | {batch}, one thread |",
+        "|---|" + "---:|" * (len(grown) + 1),
+        f"| faces a second | {' | '.join(f'{rate:,.0f}' for rate in grown.values())} | {rates['one thread']:,.0f} |",
+        "",
+        f"Median of {len(seconds['plain'])} alternating runs (smallest to largest) of steps of {batch} faces on "
+        f"{results['machine']}; the trainer computes in {results['precision']} there. Augmentation is {share:.1%} of a "
+        f"step of {IMAGE_SIZE} pixels.",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the tables, and write the figures if asked to; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3, metavar="NUMBER", help="alternating runs (default: %(default)s)")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write the figures to {RESULTS}, for `python -m docs.make`"
+    )
+    options = parser.parse_args(arguments)
+    if options.runs < 1:
+        parser.error(f"--runs is {options.runs}; give at least 1.")
+    results = measure(options.runs)
+    print(table(results))
+    if options.write:
+        with atomic_write(RESULTS) as file:
+            file.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
