@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -167,7 +168,7 @@ def is_typed(function: ast.FunctionDef | ast.AsyncFunctionDef, method: bool) -> 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
 def test_every_requirement_is_pinned_to_a_version_that_it_allows(python: str) -> None:
-    """For each Python: constraints.txt is made from requirements.txt, and is made again when that changes."""
+    """For each Python: constraints.txt is made from the requirements, and is made again when they change."""
     machine = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
 
     def read(name: str) -> dict[str, Requirement]:
@@ -182,4 +183,9 @@ def test_every_requirement_is_pinned_to_a_version_that_it_allows(python: str) ->
     for name, requirement in read("requirements.txt").items():
         (pin,) = pins[name].specifier
         assert pin.operator == "==" and pin.version in requirement.specifier, f"{name}: {pin}"
+    # What pip refuses to install: pins that the tools for language models do not allow.
+    for requirement in map(Requirement, distribution("gradio").requires or []):
+        if requirement.marker is None or requirement.marker.evaluate({**machine, "extra": "mcp"}):
+            (pin,) = pins[canonicalize_name(requirement.name)].specifier
+            assert pin.version in requirement.specifier, f"gradio[mcp] asks for {requirement}, the pin is {pin}"
     assert all(str(pin.specifier).startswith("==") for pin in pins.values())
