@@ -2,12 +2,12 @@
 
 import sys
 
-from benchmarks import live, prediction, traditional
+from benchmarks import live, page, prediction, traditional, training
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run them all with the same arguments; returns the exit code."""
-    for benchmark in (traditional, prediction, live):
+    for benchmark in (traditional, prediction, page, live, training):
         print(f"{benchmark.__doc__.splitlines()[0]}\n", flush=True)
         benchmark.main(arguments)
         print(flush=True)

@@ -1,4 +1,4 @@
-"""The page from its start to four cameras at once: `python -m benchmarks.live`.
+"""The page with one and with four cameras at once: `python -m benchmarks.live`.
 
 `app.py` runs in a process of its own, and anew for every run. A camera shows the next frame as soon as the one before
 is answered: how many a second that makes is what the server can do.
@@ -21,7 +21,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from benchmarks.load import Page, body, data_url, give_photos, messages, photo, served
+from benchmarks.load import Page, body, data_url, messages, served
 from benchmarks.measure import memory, processor
 from emotion.checkpoint import atomic_write
 
@@ -95,30 +95,23 @@ def watch(url: str, cameras: int, seconds: float) -> list[list[float]]:
 
 
 def measure(runs: int, seconds: float = SECONDS) -> dict[str, Any]:
-    """Start the page, ask it for a photo and show it cameras, several times.
+    """Start the page and show it cameras, several times.
 
     Args:
         runs: how often.
         seconds: how long each number of cameras runs.
 
     Returns:
-        The machine; of each run the seconds from the start to the first answer, and the server's resident bytes after
-        the cameras; and for each number of cameras and run, the seconds of every answer to every camera.
+        The machine; of each run the server's resident bytes after the cameras; and for each number of cameras and run,
+        the seconds of every answer to every camera.
     """
     results: dict[str, Any] = {
         "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
         "seconds": seconds,
-        **{"start": [], "memory": [], "cameras": {str(cameras): [] for cameras in CAMERAS}},
+        **{"memory": [], "cameras": {str(cameras): [] for cameras in CAMERAS}},
     }
-    picture = photo(640)
     for _ in range(runs):
-        started = time.monotonic()
         with served() as (url, process):
-            page, begun = Page.at(url), time.monotonic()
-            visitor = asyncio.run(give_photos(page, 0, picture, begun + 1))
-            if not visitor.waits:
-                raise RuntimeError(f"The page did not answer a photo: {visitor.errors}.")
-            results["start"].append(begun - started + visitor.waits[0])
             for cameras in CAMERAS:
                 results["cameras"][str(cameras)].append(watch(url, cameras, seconds))
             results["memory"].append(memory("VmRSS", process))
@@ -147,14 +140,12 @@ def table(results: Mapping[str, Any]) -> str:
             f"| {cameras} | {median(each):.1f} ({min(each):.1f} to {max(each):.1f}) | {spread[0]:.1f} to "
             f"{spread[1]:.1f} | {1000 * middle:.0f} ms | {1000 * late:.0f} ms | {growth:.2f} |"
         )
-    start, used = results["start"], [value / 1e6 for value in results["memory"]]
+    used = [value / 1e6 for value in results["memory"]]
     lines += [
         "",
-        f"Medians of {len(start)} runs (smallest to largest) of {results['seconds']:.0f} seconds on "
-        f"{results['machine']}, which the cameras share; frames of 640 x 480 pixels with one moving face. From the "
-        f"start of `app.py` to the answer to a first photo: {median(start):.1f} s ({min(start):.1f} to "
-        f"{max(start):.1f}). Resident memory of the server afterwards: {median(used):,.0f} MB ({min(used):,.0f} to "
-        f"{max(used):,.0f}).",
+        f"Medians of {len(used)} runs (smallest to largest) of {results['seconds']:.0f} seconds on "
+        f"{results['machine']}, which the cameras share; frames of 640 x 480 pixels with one moving face. Resident "
+        f"memory of the server afterwards: {median(used):,.0f} MB ({min(used):,.0f} to {max(used):,.0f}).",
     ]
     return "\n".join(lines)
 
