@@ -27,8 +27,13 @@ from emotion.checkpoint import save_checkpoint
 from emotion.model import EmotionCNN
 from emotion.predict import EmotionPredictor
 
-# On a machine with many cores, more threads make networks this small slower.
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The cores are shared out already, and threads that wait for a core of another worker take much longer.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+else:
+    # On a machine with many cores, more threads make networks this small slower.
+    torch.set_num_threads(2)
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("joy", "anger", "naïve calm")

@@ -44,7 +44,7 @@ PATIENCE = 300  # seconds; a loaded machine is slow
 NOT_RUN = {
     "pytest -m long -s tests/test_corpus.py": "takes minutes; tests/test_corpus.py runs a sample of it",
     "pytest -s tests/test_predict.py -k restart": "the suite runs it",
-    "pytest": "this is it",
+    "pytest -n 2 --dist loadfile": "this is it",
     "python -m emotion demo": "tests/test_command_line.py runs it on fewer faces; it takes a minute",
     "python train.py --data fer2013.csv --transfer vgg16 --unfreeze-every 3 --output runs/transfer": (
         "needs ImageNet weights, a download of 528 MB; tests/test_transfer.py and test_trainer.py use random ones"
