@@ -54,6 +54,10 @@ PICTURES: Final = 40
 """Pictures of twelve faces each in which both detectors look for them."""
 FOUND: Final = 0.35
 """Least intersection over union of a box and the square face that it stands for: a box is narrower than a square."""
+TILT: Final = 15.0
+"""Standard deviation of the tilt of their faces, in degrees."""
+SOURCES: Final = {False: "the eight faces in `examples/`", True: "PublicTest's faces"}
+"""What faces the pictures are made of, without and with FER2013."""
 SCENERY: Final = ("coffee", "chelsea", "rocket", "brick", "hubble_deep_field", "coins")
 
 FACE_TITLES: Final = {
@@ -126,9 +130,7 @@ def measure_face(predictor: EmotionPredictor, runs: int, dataset: FaceDataset | 
 
 def measure_photo(predictor: EmotionPredictor, runs: int, dataset: FaceDataset | None) -> dict[str, Any]:
     """Seconds from the bytes of a photo with one face to the answer, and the faces that are found in many pictures."""
-    stream = io.BytesIO()
-    Image.fromarray(skimage.data.astronaut()).resize((PHOTO_SIDE,) * 2).save(stream, "JPEG", quality=90)
-    photo, plain = stream.getvalue(), PlainDetector()
+    photo, plain = portrait(), PlainDetector()
 
     def first() -> Any:
         image = open_image(photo)
@@ -137,19 +139,15 @@ def measure_photo(predictor: EmotionPredictor, runs: int, dataset: FaceDataset |
             return predictor.model.probabilities(torch.from_numpy(crops[:, None] / np.float32(127.5) - 1))
 
     seconds = alternate({"plain": first, "ours": lambda: predictor.predict(photo)}, runs)
-    if dataset is not None:
-        faces = dataset.images.numpy()
-    else:
-        faces = np.stack([np.asarray(Image.open(file)) for file in sorted(Path("examples").glob("*.png"))])
+    faces = examples() if dataset is None else dataset.images.numpy()
     found = {"plain": [0, 0], "ours": [0, 0]}
     ratios, total = [], 0
     for picture, squares in pictures(faces, PICTURES):
         total += len(squares)
         results = {"plain": plain.detect(picture), "ours": predictor.detector.detect(picture)}
         for name, detected in results.items():
-            right = [face for face in detected if best(face.box, squares) > FOUND]
-            found[name][0] += sum(best(square, [face.box for face in right]) > FOUND for square in squares)
-            found[name][1] += len(detected) - len(right)
+            counts = judge([face.box for face in detected], squares)
+            found[name] = [sum(pair) for pair in zip(found[name], counts, strict=True)]
         if results["ours"]:
             ratios += [best(face.box, [other.box for other in results["ours"]]) for face in results["plain"]]
     return {"seconds": seconds, "faces": total, "found": found, "same_box": float(np.median(ratios))}
@@ -178,20 +176,46 @@ def measure_folder(runs: int) -> dict[str, Any]:
     return results
 
 
+def portrait() -> bytes:
+    """A JPEG of `PHOTO_SIDE` pixels with one face."""
+    stream = io.BytesIO()
+    Image.fromarray(skimage.data.astronaut()).resize((PHOTO_SIDE,) * 2).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def examples() -> np.ndarray:
+    """The faces in `examples/`, grey uint8 (N, 48, 48)."""
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(Path("examples").glob("*.png"))])
+
+
 def best(box: Sequence[float], others: Sequence[Sequence[float]]) -> float:
     """The largest intersection over union of a box with one of the others; 0 without any."""
     return max((overlap(box, other) for other in others), default=0.0)
 
 
-def pictures(faces: np.ndarray, count: int) -> Iterator[tuple[Image.Image, list[tuple[int, int, int, int]]]]:
-    """Pictures of 640x480 pixels with twelve faces each, 36 to 150 pixels large and tilted, and their squares."""
+def judge(boxes: Sequence[Sequence[float]], squares: Sequence[Sequence[float]]) -> tuple[int, int]:
+    """How many of the square faces have a box, and how many boxes stand for none of them."""
+    found = sum(best(square, boxes) > FOUND for square in squares)
+    return found, sum(best(box, squares) <= FOUND for box in boxes)
+
+
+def pictures(
+    faces: np.ndarray, count: int, tilt: float = TILT
+) -> Iterator[tuple[Image.Image, list[tuple[int, int, int, int]]]]:
+    """Pictures of 640x480 pixels with twelve faces each, 36 to 150 pixels large and tilted, and their squares.
+
+    Args:
+        faces: grey uint8 (N, 48, 48).
+        count: number of pictures.
+        tilt: standard deviation of the tilt in degrees; the rest is the same with any.
+    """
     rng = np.random.default_rng(0)
     for index in range(count):
         scenery = np.asarray(open_image(getattr(skimage.data, SCENERY[index % len(SCENERY)])()))
         pixels, squares = cv2.resize(scenery, (640, 480)), []
         for cell in range(12):
             side = int(rng.uniform(36, 150))
-            turn = cv2.getRotationMatrix2D((IMAGE_SIZE / 2,) * 2, rng.normal(0, 15), side / IMAGE_SIZE)
+            turn = cv2.getRotationMatrix2D((IMAGE_SIZE / 2,) * 2, rng.normal(0, tilt), side / IMAGE_SIZE)
             turn[:, 2] += (side - IMAGE_SIZE) / 2
             face = rng.choice(faces)
             face = cv2.warpAffine(face, turn, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
@@ -277,7 +301,7 @@ def table(results: Mapping[str, Any]) -> str:
         f"| memory at the peak, with {small} and with {large} of them | {peak[str(small)] / 1e6:,.0f} MB, "
         f"{peak[str(large)] / 1e6:,.0f} MB |",
     ]
-    source = "PublicTest's faces" if results["data"] else "the eight faces in `examples/`"
+    source = SOURCES[results["data"]]
     rows = (
         f" Accuracy: top-1 on the {face['rows']:,} rows of PublicTest with a majority of votes, one view."
         if accuracy

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks import live, load, page, prediction, traditional, training
+from benchmarks import live, load, others, page, prediction, traditional, training
 from benchmarks.measure import milliseconds
 from emotion.checkpoint import atomic_write, load_metadata
 from emotion.labels import IMAGE_SIZE
@@ -55,6 +55,7 @@ VIEWS: Final = {
 BENCHMARKS: Final[dict[str, ModuleType]] = {
     "comparison": traditional,
     "prediction": prediction,
+    "others": others,
     "page": page,
     "live": live,
     "training": training,

@@ -2,8 +2,12 @@
 
 import io
 import multiprocessing
+import sys
+import venv
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from test_trainer import write_csv
 from test_transfer import random_donor
 from torch import nn
 
-from benchmarks import live, page, prediction, traditional, training, transfer
+from benchmarks import live, others, page, prediction, recogniser, traditional, training, transfer
 from benchmarks.mtcnn import PlainDetector
 from emotion.checkpoint import load_checkpoint
 from emotion.demo import make_dataset
@@ -115,8 +119,7 @@ def test_three_starts_are_compared_on_equal_terms(
 
 @pytest.fixture(scope="module")
 def crowds() -> list[tuple[Image.Image, list[tuple[int, int, int, int]]]]:
-    faces = np.stack([np.asarray(Image.open(file)) for file in sorted(Path("examples").glob("*.png"))])
-    return list(prediction.pictures(faces, 3))
+    return list(prediction.pictures(prediction.examples(), 3))
 
 
 def test_the_fast_detector_finds_what_the_plain_one_finds(
@@ -266,3 +269,75 @@ def test_the_table_of_training_counts_the_recipe_as_it_spends_its_epochs() -> No
     assert "| faces per step | 16 | 32 | 64 | 128 | 64, one thread |" in lines
     assert "| faces a second | 80 | 128 | 128 | 128 | 64 |" in lines
     assert "Augmentation is 4.0%" in lines[-1]
+
+
+FER = """
+import numpy as np
+
+print("Loading the model ...")
+
+class FER:
+    def detect_emotions(self, image):
+        print("1/1 [==============================]")
+        height, width = image.shape[:2]
+        return [{"box": np.array([0, 0, width, height], np.int32), "emotions": {"happy": np.float32(1)}}]
+"""
+"""Stands for the package, which needs an environment of its own: all of a picture is a face."""
+
+
+def test_another_recogniser_is_asked_as_ours_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file, text in {"fer/__init__.py": "__version__ = '1.2'", "fer/fer.py": FER, "tensorflow.py": ""}.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text or "__version__ = '3.4'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(prediction, "PICTURES", 2)
+    look, _ = recogniser.ours()
+    with closing(others.Recogniser(sys.executable, "fer", tmp_path)) as fer:
+        assert fer.versions.startswith("fer 1.2, TensorFlow 3.4, OpenCV ")
+        counted = others.count(
+            {"fer": fer, "ours": SimpleNamespace(look=look)}, prediction.examples(), 0, str(tmp_path)
+        )
+        assert fer.look([str(tmp_path / "0-1.png")] * 2) == [[[0, 0, 640, 480]]] * 2
+        assert 10e6 < fer.peak() < 1000e6
+        with pytest.raises(ValueError, match=r"cannot run fer \(AttributeError: 'NoneType' .* --help"):
+            fer.look(["not there"])
+    assert counted["all"] == 24 and 10 < counted["large"] < 24
+    assert counted["found"]["fer"] == {"all": 0, "large": 0, "false": 2}
+    assert counted["found"]["ours"] == {"all": 24, "large": counted["large"], "false": 0}
+
+
+def test_an_environment_without_fer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    venv.create(tmp_path / "bare", symlinks=True)
+    bare = tmp_path / "bare/bin/python"
+    for python, why in ((bare, "ModuleNotFoundError: No module named 'cv2'"), ("/no/python", "No such file")):
+        with pytest.raises(SystemExit, match="2"):
+            others.main(["--python", str(python)])
+        said = capsys.readouterr().err
+        assert f"'{python}' cannot run fer ({why}" in said
+        assert "python -m benchmarks.others --help" in said
+
+
+def test_the_table_of_others_says_who_is_faster_and_who_finds_more() -> None:
+    found = {"fer": {"all": 412, "large": 338, "false": 6}, "ours": {"all": 479, "large": 381, "false": 1}}
+    results = {
+        **{"machine": "an abacus", "versions": "fer 1.2", "data": True},
+        "seconds": {
+            "photo": {"fer": [0.3, 0.2, 0.9], "ours": [0.1, 0.05, 0.2]},
+            "loop": {"fer": [4.8, 2.4, 2.4], "ours": [4.8, 4.8, 6.0]},
+        },
+        "faces": {"tilted": {"all": 480, "large": 381, "found": found}},
+        "peak": {"fer": 500e6, "ours": 1000e6},
+    }
+    lines = others.table(results).splitlines()
+    assert any("| 300 ms (200 to 900) | 100.0 ms (50.0 to 200.0) | 3.0 times as fast |" in line for line in lines)
+    # 24 pictures in 2.4 and in 4.8 seconds.
+    assert any("| 10.0 (5.0 to 10.0) | 5.0 (4.0 to 5.0) | 0.5 times as fast |" in line for line in lines)
+    assert "| faces found of 480, tilted | 412 | 479 | |" in lines
+    assert "| the same, of the 381 of 60 pixels and more | 338 | 381 | |" in lines
+    assert "| false boxes, tilted | 6 | 1 | |" in lines
+    assert "| memory of the process at the peak | 500 MB | 1,000 MB | 2.0 times as much |" in lines
+    assert (
+        "Median of 3 alternating runs" in lines[-1]
+        and "an abacus; fer 1.2." in lines[-1]
+        and "PublicTest's faces" in lines[-1]
+    )
