@@ -177,18 +177,19 @@ def speed_table() -> str:
     """The most important of what `python -m benchmarks --write` has measured."""
     traditional_way, ours = (measured("comparison")[name] for name in ("traditional", "ours"))
     face, photo, folder = (measured("prediction")[name] for name in ("face", "photo", "folder"))
-    cameras, first = measured("live")["cameras"], measured("page")
+    cameras, first, beside = measured("live")["cameras"], measured("page"), measured("others")
 
     def compared(title: str, before: Sequence[float], now: Sequence[float]) -> str:
         times = median(before) / median(now)
         return f"| {title} | {milliseconds(before)} | {milliseconds(now)} | {times:.1f} times |"
 
+    found = beside["faces"]["upright"]
     (camera,) = zip(*cameras["1"], strict=True)
     rate = median(len(answers) / sum(answers) for answers in camera)
     slow = median(float(np.percentile(answers, 95)) for answers in camera)
     return "\n".join(
         [
-            "| on two cores | before | now | faster |",
+            "| on two cores | instead | here | faster |",
             "|---|---:|---:|---:|",
             compared(
                 "training, per face: VGG16 on upsampled faces, this network",
@@ -200,10 +201,14 @@ def speed_table() -> str:
                 photo["seconds"]["plain"],
                 photo["seconds"]["ours"],
             ),
+            compared(
+                "the same with the package `fer`", *(beside["seconds"]["photo"][name] for name in ("fer", "ours"))
+            ),
             "",
             f"A folder gives {prediction.folder_rate(folder)} pictures a second, a camera {rate:.0f} frames (95% "
             f"answered within {1000 * slow:.0f} ms). The page answers its first photo {median(first['first']):.1f} s "
-            f"after its start and takes {median(first['memory']) / 1e6:,.0f} MB. Medians (smallest to largest) on "
+            f"after its start and takes {median(first['memory']) / 1e6:,.0f} MB. Of {found['all']} faces, `fer` finds "
+            f"{found['found']['fer']['all']}, this {found['found']['ours']['all']}. Medians (smallest to largest) on "
             f"{measured('prediction')['machine']}.",
         ]
     )
