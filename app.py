@@ -1,6 +1,7 @@
 """Serve the page: `python app.py`, then open the address that it prints."""
 
 import argparse
+import ctypes
 import os
 import sys
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
+    _share_heaps()
     # Else huggingface_hub asks its host which program it runs in, as soon as the page serves language models.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
@@ -43,6 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _share_heaps() -> None:
+    """Let all threads share two heaps, one for each core of the hosts: else each has one of its own to fill.
+
+    Must come before any other thread is there; MALLOC_ARENA_MAX, if it is set, holds instead. See mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def _register_with_zero_gpu() -> None:

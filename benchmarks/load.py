@@ -334,7 +334,7 @@ def summary(visitors: list[Visitor]) -> dict[str, Any]:
     answers = sorted(len(visitor.waits) for visitor in visitors)
     return {
         "visitors": len(visitors),
-        "answers": len(waits),
+        "answers": {"waits": len(waits), "gaps": len(gaps)},
         "least_and_most": [answers[0], answers[-1]],
         "waits": percentiles(waits),
         "gaps": percentiles(gaps),
@@ -354,7 +354,7 @@ def table(results: dict[str, Any]) -> str:
 
     def row(title: str, who: dict[str, Any], key: str) -> str:
         times = " | ".join(f"{value:.2f} s" for value in who[key]) or "- | - | -"
-        return f"| {title} | {who['visitors']} | {who['answers']} | {times} |"
+        return f"| {title} | {who['visitors']} | {who['answers'][key]} | {times} |"
 
     rows = [
         row("photo: until its answer", photos, "waits"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -206,3 +207,39 @@ def luminance(colour: str) -> float:
 
 def contrast(one: float, other: float) -> float:
     return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+HEAPS = """
+import ctypes, sys, threading
+import app
+
+app._share_heaps()
+meet = threading.Barrier(13)
+
+def fill() -> None:
+    kept = [bytes(1000) for _ in range(1000)]
+    meet.wait()
+    meet.wait()
+
+threads = [threading.Thread(target=fill) for _ in range(12)]
+for thread in threads:
+    thread.start()
+meet.wait()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = libc.fopen(sys.argv[1].encode(), b"w")
+libc.malloc_info(0, ctypes.c_void_p(file))
+libc.fclose(ctypes.c_void_p(file))
+meet.wait()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone gives each thread a heap")
+@pytest.mark.parametrize(("environment", "heaps"), [({}, 2), ({"MALLOC_ARENA_MAX": "5"}, 5)])
+def test_threads_share_two_heaps_or_as_many_as_the_environment_says(
+    environment: dict[str, str], heaps: int, tmp_path: Path
+) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "MALLOC_ARENA_MAX"} | environment
+    command = [sys.executable, "-c", HEAPS, str(tmp_path / "heaps.xml")]
+    subprocess.run(command, cwd=APP.parent, env=environment, check=True)
+    assert (tmp_path / "heaps.xml").read_text().count("<heap nr=") == heaps

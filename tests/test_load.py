@@ -80,7 +80,7 @@ def test_the_table_says_how_long_visitors_waited_and_what_went_wrong() -> None:
     results = {"machine": "an abacus", "visitors": 3, "seconds": 60.0, "photos": summary, "memory": memory}
     lines = load.table(results | {"cameras": load.summary([camera])}).splitlines()
     assert "| photo: until its answer | 2 | 102 | 50.00 s | 94.95 s | 98.99 s |" in lines
-    assert "| camera: between two answers in its turn | 1 | 1 | 0.25 s | 0.25 s | 0.25 s |" in lines
+    assert "| camera: between two answers in its turn | 1 | 2 | 0.25 s | 0.25 s | 0.25 s |" in lines
     assert '1 errors, 1 times "busy"' in lines[-1] and "got 1 to 101 answers" in lines[-1]
     assert "500 MB before, 600 MB at the end, 520 MB 61 seconds later, at most 700 MB" in lines[-1]
 

@@ -3,7 +3,6 @@
 import asyncio
 import ctypes
 import os
-import platform
 import re
 import shutil
 import sys
@@ -35,11 +34,8 @@ UPLOADS: Final = 8
 ENTRY: Final = re.compile(r"[0-9a-f]{64}|tmp[a-z0-9_]{8}")
 """What gradio calls a folder that holds an upload, and a file that is still coming in."""
 
-GLIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None
-"""The allocator, which keeps what each thread has freed: a tenth of all after many photos. See mallopt(3)."""
-ARENAS: Final = 2
-"""Heaps that all threads share, one for each core of the hosts; without a limit, each thread has one to fill."""
-M_ARENA_MAX: Final = -8
+TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+"""Gives the system what glibc keeps of the memory that each thread has freed: a tenth of all after many photos."""
 
 
 def setting(name: str, default: int) -> int:
@@ -78,8 +74,6 @@ def _print_stack(*_: Any, **__: Any) -> None:
         error = error.__cause__ or error.__context__
 
 
-if GLIBC:
-    GLIBC.mallopt(M_ARENA_MAX, ARENAS)
 # What gradio asks another host with when a client gives an address for a file.
 safehttpx.get = safehttpx.async_validate_url = _refuse
 # What gradio logs an error with: its message may hold what the visitor has given, picture and all.
@@ -141,8 +135,8 @@ class Guard:
         while True:
             await asyncio.to_thread(sweep, Path(get_upload_folder()), self.keep_seconds)
             forget_sessions(app, self.keep_seconds)
-            if GLIBC:
-                await asyncio.to_thread(GLIBC.malloc_trim, 0)
+            if TRIM:
+                await asyncio.to_thread(TRIM, 0)
             now = time.monotonic()
             self.times = {address: times for address, times in self.times.items() if now - times[-1] < 60}
             await asyncio.sleep(self.sweep_seconds)
