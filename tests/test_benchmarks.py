@@ -259,16 +259,25 @@ def test_a_step_of_training_trains(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.equal(networks[-1].features[0][0].weight, before)
 
 
+def test_batches_are_drawn_from_all_faces_and_go_on_for_ever() -> None:
+    draw = training.batches(100)
+    shapes = {(tuple(images.shape), tuple(targets.shape)) for images, targets in (draw() for _ in range(3))}
+    assert shapes == {((64, 1, 48, 48), (64, 7))}
+
+
 def test_the_table_of_training_counts_the_recipe_as_it_spends_its_epochs() -> None:
     seconds = {"plain": [0.64] * 3, "32 pixels": [0.2, 0.16, 0.1], "40 pixels": [0.32] * 3, "48 pixels": [0.5] * 3}
     seconds |= {"batch 16": [0.2], "batch 32": [0.25], "batch 128": [1.0], "augmentation": [0.02], "one thread": [1.0]}
     seconds["matrix"] = [0.01]
-    lines = training.table({"machine": "an abacus", "precision": "float32", "seconds": seconds}).splitlines()
+    seconds |= {"1000 images": [0.01], "10000 images": [0.02], "30000 images": [0.03]}
+    results = {"machine": "an abacus", "precision": "float32", "seconds": seconds, "processes": 90.0}
+    lines = training.table(results).splitlines()
     assert "| plain: float32, 48 pixels, no augmentation | 640 ms (640 to 640) | 100 | 1.00 times |" in lines
     # 64 faces in 0.16, 0.16, 0.32 and 0.5 seconds.
     assert f"| **{256 / 1.14:.0f}** | **{256 / 114:.2f} times** |" in "\n".join(lines)
-    assert "| faces per step | 16 | 32 | 64 | 128 | 64, one thread |" in lines
-    assert "| faces a second | 80 | 128 | 128 | 128 | 64 |" in lines
+    assert "| faces per step | 16 | 32 | 64 | 128 | 64, one thread | 64, 2 processes that share the threads |" in lines
+    assert "| faces a second | 80 | 128 | 128 | 128 | 64 | 90 |" in lines
+    assert "from 30,000 and augmented takes 30.0 ms" in lines[-1]
     assert "Augmentation is 4.0%" in lines[-1]
     # 100 faces a second, of 193 million products thrice, where the machine makes 107,374 million.
     assert "at 54% of the rate" in lines[-1]
