@@ -7,7 +7,6 @@ is answered: how many a second that makes is what the server can do.
 import argparse
 import asyncio
 import io
-import json
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ from PIL import Image
 
 from benchmarks.load import Page, body, data_url, messages, served
 from benchmarks.measure import memory, processor
-from emotion.checkpoint import atomic_write
+from benchmarks.report import offer_to_write, report
 
 RESULTS: Final = Path("benchmarks/results/live.json")
 """Where `--write` puts the figures, from the project's folder; `python -m docs.make` draws on them."""
@@ -154,17 +153,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write the figures if asked to; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, metavar="NUMBER", help="(default: %(default)s)")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write the figures to {RESULTS}, for `python -m docs.make`"
-    )
+    offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error(f"--runs is {options.runs}; give at least 1.")
     results = measure(options.runs)
-    print(table(results))
-    if options.write:
-        with atomic_write(RESULTS) as file:
-            file.write_text(json.dumps(results) + "\n")
+    report(table(results), results, RESULTS if options.write else None, indent=None)
     return 0
 
 

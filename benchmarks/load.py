@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measure import memory, processor
-from emotion.checkpoint import atomic_write
+from benchmarks.report import offer_to_write, report
 
 RESULTS: Final = Path("benchmarks/results/load.json")
 """Where `--write` puts the figures, from the project's folder; `python -m docs.make` draws on them."""
@@ -391,19 +391,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--settle", type=float, default=300, metavar="SECONDS", help="for memory to come back (default: %(default)s)"
     )
-    parser.add_argument(
-        "--write", action="store_true", help=f"write the figures to {RESULTS}, for `python -m docs.make`"
-    )
+    offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
     if options.visitors < 5:
         parser.error(f"--visitors is {options.visitors}; give at least 5, so that one has a camera.")
     results = measure(options.visitors, options.seconds, options.settle)
-    print(table(results))
+    report(table(results), results, RESULTS if options.write else None)
     errors = results["photos"]["errors"] + results["cameras"]["errors"]
     print(*errors[:10], sep="\n", file=sys.stderr)
-    if options.write:
-        with atomic_write(RESULTS) as file:
-            file.write_text(json.dumps(results, indent=2) + "\n")
     used = results["memory"]
     return 1 if errors or used["settled"] > SETTLED * used["before"] else 0
 

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import prediction
 from benchmarks.live import clip
 from benchmarks.measure import alternate, memory, milliseconds, processor
-from emotion.checkpoint import atomic_write
+from benchmarks.report import offer_to_write, report
 from emotion.data import load_dataset
 from emotion.faces import MIN_FACE
 
@@ -216,9 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--python", required=True, metavar="PATH", help="interpreter with the package `fer`")
     parser.add_argument("--runs", type=int, default=5, metavar="NUMBER", help="alternating runs (default: %(default)s)")
     parser.add_argument("--data", metavar="CSV", help="FER2013: look for its faces, not those in examples/")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write the figures to {RESULTS}, for `python -m docs.make`"
-    )
+    offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error(f"--runs is {options.runs}; give at least 1.")
@@ -226,10 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = measure(options.python, options.runs, options.data)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(table(results))
-    if options.write:
-        with atomic_write(RESULTS) as file:
-            file.write_text(json.dumps(results, indent=2) + "\n")
+    report(table(results), results, RESULTS if options.write else None)
     return 0
 
 

@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from benchmarks.load import APP, photo
 from benchmarks.measure import memory, processor
-from emotion.checkpoint import atomic_write
+from benchmarks.report import offer_to_write, report
 
 RESULTS: Final = Path("benchmarks/results/page.json")
 """Where `--write` puts the figures, from the project's folder; `python -m docs.make` draws on them."""
@@ -160,19 +160,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--visitors", type=int, default=10, metavar="NUMBER", help="with a photo each (default: %(default)s)"
     )
-    parser.add_argument(
-        "--write", action="store_true", help=f"write the figures to {RESULTS}, for `python -m docs.make`"
-    )
+    offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
     if min(options.runs, options.visitors) < 1:
         parser.error(f"--runs is {options.runs}, --visitors {options.visitors}; give at least 1 of each.")
     if not shutil.which("chromium"):
         parser.error("Chromium is not installed; install it, as with 'apt-get install chromium'.")
     results = measure(options.runs, options.visitors)
-    print(table(results))
-    if options.write:
-        with atomic_write(RESULTS) as file:
-            file.write_text(json.dumps(results, indent=2) + "\n")
+    report(table(results), results, RESULTS if options.write else None)
     return 0
 
 

@@ -7,7 +7,6 @@ PublicTest, and faces are looked for in pictures made of its faces instead of th
 import argparse
 import copy
 import io
-import json
 import os
 import subprocess
 import sys
@@ -31,8 +30,8 @@ from torch import Tensor, nn
 from benchmarks.live import clip
 from benchmarks.measure import alternate, machine, milliseconds
 from benchmarks.mtcnn import PlainDetector
+from benchmarks.report import offer_to_write, report
 from benchmarks.traditional import count
-from emotion.checkpoint import atomic_write
 from emotion.data import FaceDataset, load_dataset
 from emotion.demo import make_dataset
 from emotion.export import build_graph, export_onnx, folded
@@ -372,19 +371,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, metavar="NUMBER", help="alternating runs (default: %(default)s)")
     parser.add_argument("--data", metavar="CSV", help="FER2013: measure accuracy too, and look for its faces")
     parser.add_argument("--votes", metavar="CSV", help="FER+'s votes, with --data")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write the figures to {RESULTS}, for `python -m docs.make`"
-    )
+    offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error(f"--runs is {options.runs}; give at least 1.")
     if bool(options.data) != bool(options.votes):
         parser.error("One of --data and --votes is missing; give both or none.")
     results = measure(options.runs, options.data, options.votes)
-    print(table(results))
-    if options.write:
-        with atomic_write(RESULTS) as file:
-            file.write_text(json.dumps(results, indent=2) + "\n")
+    report(table(results), results, RESULTS if options.write else None)
     return 0
 
 

@@ -6,7 +6,6 @@ memory depends on their values.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -23,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16
 
 from benchmarks.measure import machine, memory, milliseconds, run
-from emotion.checkpoint import atomic_write
+from benchmarks.report import offer_to_write, report
 from emotion.labels import FER2013_LABELS, IMAGE_SIZE
 from emotion.model import EmotionCNN
 
@@ -223,17 +222,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write the figures if asked to; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traditional", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, metavar="NUMBER", help="alternating runs (default: %(default)s)")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write the figures to {RESULTS}, for `python -m docs.make`"
-    )
+    offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error(f"--runs is {options.runs}; give at least 1.")
     results = measure(options.runs)
-    print(table(results))
-    if options.write:
-        with atomic_write(RESULTS) as file:
-            file.write_text(json.dumps(results, indent=2) + "\n")
+    report(table(results), results, RESULTS if options.write else None)
     return 0
 
 

@@ -6,7 +6,6 @@ and the recipe's smaller pictures in its earlier epochs.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -22,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.measure import alternate, machine, milliseconds, run
 from benchmarks.prediction import MATRIX
+from benchmarks.report import offer_to_write, report
 from benchmarks.traditional import count
-from emotion.checkpoint import atomic_write
 from emotion.data import FaceDataset
 from emotion.labels import FER2013_LABELS, IMAGE_SIZE
 from emotion.model import EmotionCNN
@@ -181,17 +180,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the tables, and write the figures if asked to; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, metavar="NUMBER", help="alternating runs (default: %(default)s)")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write the figures to {RESULTS}, for `python -m docs.make`"
-    )
+    offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error(f"--runs is {options.runs}; give at least 1.")
     results = measure(options.runs)
-    print(table(results))
-    if options.write:
-        with atomic_write(RESULTS) as file:
-            file.write_text(json.dumps(results, indent=2) + "\n")
+    report(table(results), results, RESULTS if options.write else None)
     return 0
 
 

@@ -1,7 +1,6 @@
 """What stands before the page: limits on what one visitor may ask, closed doors, and the forgetting of pictures."""
 
 import asyncio
-import ctypes
 import os
 import re
 import shutil
@@ -22,6 +21,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from emotion.networks import TRIM
+
 BUSY: Final = "This page is busy; please try again in a minute."
 WORK: Final = re.compile(r"(?s).*/gradio_api/(upload|queue/join|(call|run|api|mcp)/.*)")
 """Requests that let the server work."""
@@ -33,9 +34,6 @@ UPLOADS: Final = 8
 """A request may upload this many times the size of one file: several photos come in one."""
 ENTRY: Final = re.compile(r"[0-9a-f]{64}|tmp[a-z0-9_]{8}")
 """What gradio calls a folder that holds an upload, and a file that is still coming in."""
-
-TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-"""Gives the system what glibc keeps of the memory that each thread has freed: a tenth of all after many photos."""
 
 
 def setting(name: str, default: int) -> int:
