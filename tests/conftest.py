@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from torch import nn
@@ -256,3 +257,12 @@ def page(request: pytest.FixtureRequest, browser: Browser, url: str, requests: l
     page.locator("#photo-input input[type=file]").wait_for(state="attached")
     yield page
     context.close()
+
+
+def serious_violations(page: Page) -> list[tuple[str, str]]:
+    """Rule and first element of what axe finds on the page and calls serious or critical."""
+    # What gradio has just filled is pale at first and fades in.
+    expect(page.locator(".pending")).to_have_count(0)
+    page.wait_for_function("!document.getAnimations().some((running) => running.transitionProperty == 'opacity')")
+    violations = Axe().run(page).response["violations"]
+    return [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import torch
-from axe_playwright_python.sync_playwright import Axe
-from conftest import PATIENCE, with_browser
+from conftest import PATIENCE, serious_violations, with_browser
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
@@ -115,8 +114,7 @@ def test_measured_network_shows_its_figures_and_pictures(page):
     assert "from 25% to 65%" in curves
 
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    violations = Axe().run(page).response["violations"]
-    assert not [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
+    assert not serious_violations(page)
 
 
 def test_no_card_is_made_before_its_tab_is_opened(url):

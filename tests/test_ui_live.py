@@ -12,8 +12,7 @@ from uuid import uuid4
 import httpx
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from conftest import CHROMIUM, FLAGS, PATIENCE, with_browser
+from conftest import CHROMIUM, FLAGS, PATIENCE, serious_violations, with_browser
 from gradio.data_classes import ImageData
 from gradio.exceptions import Error
 from PIL import Image, ImageOps
@@ -141,8 +140,7 @@ def test_boxes_bars_timeline_and_rate_appear_and_the_camera_stops(page, url, pag
     expect(result.locator(".rate")).to_have_text(re.compile(r"^[0-9]*[1-9.][0-9.]* frames per second$"))
     expect(result.locator("svg[role=img]")).to_have_attribute("aria-label", re.compile(r"^In the last \d+ seconds: on"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    violations = Axe().run(page).response["violations"]
-    assert not [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
+    assert not serious_violations(page)
 
     # What the person sees is the camera's picture mirrored; the box is on the face in that.
     video = page.locator("#live-camera video")

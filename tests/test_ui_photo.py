@@ -12,8 +12,7 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from conftest import PAGE_LABELS, PATIENCE, with_browser
+from conftest import PAGE_LABELS, PATIENCE, serious_violations, with_browser
 from gradio.data_classes import FileData, ImageData
 from gradio.exceptions import Error
 from gradio_client import Client, handle_file
@@ -332,6 +331,4 @@ def test_axe_finds_no_serious_violation_on_any_tab(page, photos):
         if page.locator(f"#{name}-example").count():
             page.locator(f"#{name}-example").get_by_role("radio").first.check()
             expect(page.locator(f"#{name}-result img").first).to_be_visible()
-        violations = Axe().run(page).response["violations"]
-        serious = [violation for violation in violations if violation["impact"] in ("serious", "critical")]
-        assert not [(name, violation["id"], violation["nodes"][0]["html"]) for violation in serious]
+        assert not serious_violations(page), name
