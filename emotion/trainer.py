@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -353,29 +353,10 @@ def fit(
         "data": _fingerprint(training, validation),
     }
 
-    torch.manual_seed(config.seed)
-    network = create_enhanced_grayscale_model(
-        len(training.labels),
-        config.dropout_rate,
-        use_transfer_adaptation=config.transfer is not None,
-        pretrained_backbone=config.transfer or "vgg16",
-        labels=training.labels,
-    ).to(device=device, memory_format=torch.channels_last)
     resumed = resume and state_file.exists()  # if not, it was cut in its first epoch, which starts anew
-    if config.start_from and not resumed:
-        _copy_weights(load_checkpoint(config.start_from), network)
+    network, optimizer = _build(config, training.labels, device, anew=not resumed)
     if config.transfer and accelerator.is_main_process:
         tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
-    groups = network.get_transfer_learning_optimizer_groups(
-        config.backbone_learning_rate if config.transfer else config.learning_rate,
-        config.learning_rate,
-        config.weight_decay,
-    )
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups)
-    else:
-        optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     averaged = None
     if config.ema_decay:
         averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
@@ -390,14 +371,7 @@ def fit(
     history: list[dict] = []
     if resumed:
         state = load_training_state(state_file)
-        before, now = ({**run, **run["config"]} for run in (state["identity"], identity))
-        changed = [name for name in now if name != "config" and before.get(name) != now[name]]
-        if changed:
-            raise ValueError(
-                f"{output} holds a run with other {', '.join(changed)} "
-                f"({', '.join(str(before.get(name)) for name in changed)}); repeat its settings, or start anew in "
-                "another --output."
-            )
+        _check_identity(state["identity"], identity, output)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
@@ -484,6 +458,42 @@ def fit(
             )
     accelerator.wait_for_everyone()
     return load_checkpoint(output)
+
+
+def _build(
+    config: TrainingConfig, labels: Sequence[str], device: torch.device, anew: bool
+) -> tuple[EmotionCNN, torch.optim.Optimizer]:
+    """The network, with the weights of `start_from` if a run begins `anew`, and its optimizer."""
+    torch.manual_seed(config.seed)
+    network = create_enhanced_grayscale_model(
+        len(labels),
+        config.dropout_rate,
+        use_transfer_adaptation=config.transfer is not None,
+        pretrained_backbone=config.transfer or "vgg16",
+        labels=labels,
+    ).to(device=device, memory_format=torch.channels_last)
+    if config.start_from and anew:
+        _copy_weights(load_checkpoint(config.start_from), network)
+    groups = network.get_transfer_learning_optimizer_groups(
+        config.backbone_learning_rate if config.transfer else config.learning_rate,
+        config.learning_rate,
+        config.weight_decay,
+    )
+    if config.optimizer == "adam":
+        return network, torch.optim.Adam(groups)
+    return network, torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+
+
+def _check_identity(before: dict, now: dict, output: Path) -> None:
+    """Raise ValueError if the run in `output`, which was `before`, is not the one that goes on `now`."""
+    before, now = ({**run, **run["config"]} for run in (before, now))
+    changed = [name for name in now if name != "config" and before.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"{output} holds a run with other {', '.join(changed)} "
+            f"({', '.join(str(before.get(name)) for name in changed)}); repeat its settings, or start anew in "
+            "another --output."
+        )
 
 
 @torch.no_grad()
