@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.load import Page, body, data_url, messages, served
 from benchmarks.measure import memory, processor
-from benchmarks.report import offer_to_write, report
+from benchmarks.report import offer_runs, offer_to_write, report
 
 RESULTS: Final = Path("benchmarks/results/live.json")
 """Where `--write` puts the figures, from the project's folder; `python -m docs.make` draws on them."""
@@ -152,11 +152,9 @@ def table(results: Mapping[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write the figures if asked to; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3, metavar="NUMBER", help="(default: %(default)s)")
+    offer_runs(parser, 3)
     offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
-    if options.runs < 1:
-        parser.error(f"--runs is {options.runs}; give at least 1.")
     results = measure(options.runs)
     report(table(results), results, RESULTS if options.write else None, indent=None)
     return 0

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import prediction
 from benchmarks.live import clip
 from benchmarks.measure import alternate, memory, milliseconds, processor
-from benchmarks.report import offer_to_write, report
+from benchmarks.report import offer_runs, offer_to_write, report
 from emotion.data import load_dataset
 from emotion.faces import MIN_FACE
 
@@ -214,12 +214,10 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--python", required=True, metavar="PATH", help="interpreter with the package `fer`")
-    parser.add_argument("--runs", type=int, default=5, metavar="NUMBER", help="alternating runs (default: %(default)s)")
+    offer_runs(parser, 5)
     parser.add_argument("--data", metavar="CSV", help="FER2013: look for its faces, not those in examples/")
     offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
-    if options.runs < 1:
-        parser.error(f"--runs is {options.runs}; give at least 1.")
     try:
         results = measure(options.python, options.runs, options.data)
     except (ValueError, OSError) as error:

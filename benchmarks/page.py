@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from benchmarks.load import APP, photo
 from benchmarks.measure import memory, processor
-from benchmarks.report import offer_to_write, report
+from benchmarks.report import count, offer_runs, offer_to_write, report
 
 RESULTS: Final = Path("benchmarks/results/page.json")
 """Where `--write` puts the figures, from the project's folder; `python -m docs.make` draws on them."""
@@ -156,14 +156,12 @@ def table(results: Mapping[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write the figures if asked to; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, metavar="NUMBER", help="starts (default: %(default)s)")
+    offer_runs(parser, 3)
     parser.add_argument(
-        "--visitors", type=int, default=10, metavar="NUMBER", help="with a photo each (default: %(default)s)"
+        "--visitors", type=count, default=10, metavar="NUMBER", help="with a photo each (default: %(default)s)"
     )
     offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
-    if min(options.runs, options.visitors) < 1:
-        parser.error(f"--runs is {options.runs}, --visitors {options.visitors}; give at least 1 of each.")
     if not shutil.which("chromium"):
         parser.error("Chromium is not installed; install it, as with 'apt-get install chromium'.")
     results = measure(options.runs, options.visitors)

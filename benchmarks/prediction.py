@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks.live import clip
 from benchmarks.measure import alternate, machine, milliseconds
 from benchmarks.mtcnn import PlainDetector
-from benchmarks.report import offer_to_write, report
+from benchmarks.report import offer_runs, offer_to_write, report
 from benchmarks.traditional import count
 from emotion.data import FaceDataset, load_dataset
 from emotion.demo import make_dataset
@@ -368,13 +368,11 @@ def plot(results: Mapping[str, Any], file: str | Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the tables, and write the figures if asked to; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prediction", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5, metavar="NUMBER", help="alternating runs (default: %(default)s)")
+    offer_runs(parser, 5)
     parser.add_argument("--data", metavar="CSV", help="FER2013: measure accuracy too, and look for its faces")
     parser.add_argument("--votes", metavar="CSV", help="FER+'s votes, with --data")
     offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
-    if options.runs < 1:
-        parser.error(f"--runs is {options.runs}; give at least 1.")
     if bool(options.data) != bool(options.votes):
         parser.error("One of --data and --votes is missing; give both or none.")
     results = measure(options.runs, options.data, options.votes)

@@ -1,4 +1,4 @@
-"""What the benchmarks do with their figures: print a table, and write them down if asked to."""
+"""What the benchmarks have in common: flags, and what becomes of their figures."""
 
 import argparse
 import json
@@ -7,6 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from emotion.checkpoint import atomic_write
+
+
+def count(text: str) -> int:
+    """The number that a flag is given, at least 1, for argparse.
+
+    Raises:
+        ArgumentTypeError: if it is smaller.
+    """
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; give at least 1.")
+    return number
+
+
+def offer_runs(parser: argparse.ArgumentParser, runs: int) -> None:
+    """Add the flag `--runs`, the number of alternating runs whose medians the table has; `runs` by default."""
+    parser.add_argument(
+        "--runs", type=count, default=runs, metavar="NUMBER", help="alternating runs (default: %(default)s)"
+    )
 
 
 def offer_to_write(parser: argparse.ArgumentParser, file: Path) -> None:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16
 
 from benchmarks.measure import machine, memory, milliseconds, run
-from benchmarks.report import offer_to_write, report
+from benchmarks.report import offer_runs, offer_to_write, report
 from emotion.labels import FER2013_LABELS, IMAGE_SIZE
 from emotion.model import EmotionCNN
 
@@ -221,11 +221,9 @@ def plot(results: dict[str, Any], file: str | Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write the figures if asked to; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traditional", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5, metavar="NUMBER", help="alternating runs (default: %(default)s)")
+    offer_runs(parser, 5)
     offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
-    if options.runs < 1:
-        parser.error(f"--runs is {options.runs}; give at least 1.")
     results = measure(options.runs)
     report(table(results), results, RESULTS if options.write else None)
     return 0

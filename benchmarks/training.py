@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.measure import alternate, machine, milliseconds, run
 from benchmarks.prediction import MATRIX
-from benchmarks.report import offer_to_write, report
+from benchmarks.report import offer_runs, offer_to_write, report
 from benchmarks.traditional import count
 from emotion.data import FaceDataset
 from emotion.labels import FER2013_LABELS, IMAGE_SIZE
@@ -179,11 +179,9 @@ def table(results: Mapping[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the tables, and write the figures if asked to; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3, metavar="NUMBER", help="alternating runs (default: %(default)s)")
+    offer_runs(parser, 3)
     offer_to_write(parser, RESULTS)
     options = parser.parse_args(arguments)
-    if options.runs < 1:
-        parser.error(f"--runs is {options.runs}; give at least 1.")
     results = measure(options.runs)
     report(table(results), results, RESULTS if options.write else None)
     return 0
