@@ -120,6 +120,8 @@ class TrainingConfig:
             raise ValueError(f"augmentation is {self.augmentation}; give two strengths from 0 to 1.")
         if not self.image_sizes or min(self.image_sizes) < 16:
             raise ValueError(f"image_sizes are {self.image_sizes}; give sides of at least 16 pixels (four max-pools).")
+        if list(self.image_sizes) != sorted(self.image_sizes):
+            raise ValueError(f"image_sizes are {self.image_sizes}; give them in rising order.")
 
 
 RECIPES: dict[str, TrainingConfig] = {
@@ -309,15 +311,18 @@ def fit(
         training: faces to learn from.
         validation: faces to choose the epoch by, with the same labels.
         output: folder of the checkpoint, made if missing.
-        resume: go on with the run in `output`, from its first epoch if none is complete.
+        resume: go on with the run in `output`; begin it if there is none.
 
     Returns:
         The best network, read back from `output`, in eval mode on the CPU.
 
     Raises:
-        ValueError: if the labels differ, there are fewer training faces than two per process, or `resume` finds a run
-            of another configuration or other data.
-        FileExistsError: if `output` holds a network and `resume` is false.
+        ValueError: if the labels differ, there are fewer than two training faces and one validation face per process,
+            several processes are to use `unfreeze_every`, `resume` finds a run of another configuration or other data,
+            or `start_from` is no checkpoint.
+        FileExistsError: if `output` holds a network and `resume` is false, or one that is not of a run.
+        FileNotFoundError: if there is no `start_from`.
+        RuntimeError: if ImageNet weights are asked for and cannot be had.
         OSError: if `output` cannot be written; what it held, and so the last complete epoch, stays.
         TrainingDiverged: if the loss stops being finite; the best weights so far stay in `output`.
     """
@@ -329,14 +334,21 @@ def fit(
         raise ValueError(f"Training labels are {training.labels}, validation labels {validation.labels}; use one set.")
     output = Path(output)
     state_file = output / STATE_FILE
-    if not resume and any((output / name).exists() for name in (STATE_FILE, "model.safetensors")):
+    resumed = resume and state_file.exists()  # if not, it was cut before it began
+    if state_file.exists() and not resume:
         raise FileExistsError(f"{output} already holds a network; pass --resume to go on with it, or another --output.")
+    if (output / "model.safetensors").exists() and not resumed:
+        raise FileExistsError(
+            f"{output} holds a network without the {STATE_FILE} from which its training could go on; give another "
+            f"--output, with --start-from {output} to train that network further."
+        )
 
     precision = _precision(config)
-    if len(training) < 2 * int(os.environ.get("WORLD_SIZE", 1)) or len(validation) == 0:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if len(training) < 2 * processes or len(validation) < processes:
         raise ValueError(
-            f"There are {len(training)} training and {len(validation)} validation faces; give at least two of the "
-            "former per process and one of the latter."
+            f"There are {len(training)} training and {len(validation)} validation faces; give at least "
+            f"{2 * processes} of the former and {processes} of the latter, two and one per process."
         )
     # Accelerate remembers the precision of its first use; a process may train more than once.
     AcceleratorState._reset_state()
@@ -353,7 +365,6 @@ def fit(
         "data": _fingerprint(training, validation),
     }
 
-    resumed = resume and state_file.exists()  # if not, it was cut in its first epoch, which starts anew
     network, optimizer = _build(config, training.labels, device, anew=not resumed)
     if config.transfer and accelerator.is_main_process:
         tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
@@ -379,12 +390,31 @@ def fit(
             averaged.load_state_dict(state["averaged"])
         history = state["history"]
 
-    def write_history() -> None:
+    def save(candidate: EmotionCNN | None) -> None:
+        """Write the files of the run, with the weights of `candidate` if it is the best so far."""
+        if candidate:
+            save_checkpoint(candidate, output, training_config=identity)
         with atomic_write(output / "history.json") as file:
             file.write_text(json.dumps(history, indent=2) + "\n")
+        if history:
+            with atomic_write(output / "curves.png") as file:
+                plot_history(history, file)
+        # Last, so that a run cut anywhere above repeats this epoch as if it had never begun.
+        save_training_state(
+            {
+                "identity": identity,
+                "network": network.state_dict(),
+                "averaged": averaged.state_dict() if averaged else None,
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "history": history,
+            },
+            state_file,
+        )
 
+    accelerator.wait_for_everyone()  # until all have looked for files
     if accelerator.is_main_process:
-        write_history()  # a folder that takes no files shall show before an epoch's work
+        save(None)  # a folder that takes no files shall show before an epoch's work
     while not _finished(config, history):
         epoch, started = len(history), time.perf_counter()
         torch.manual_seed(_derived_seed(config.seed, epoch, f"dropout {accelerator.process_index}"))
@@ -439,23 +469,7 @@ def fit(
                 f"validation loss {validation_loss:.4f} accuracy {validation_accuracy:.4f}  "
                 f"{history[-1]['seconds']:.0f} s{marker}"
             )
-            if marker:
-                save_checkpoint(candidate, output, training_config=identity)
-            write_history()
-            with atomic_write(output / "curves.png") as file:
-                plot_history(history, file)
-            # Last, so that a run cut anywhere above repeats this epoch as if it had never begun.
-            save_training_state(
-                {
-                    "identity": identity,
-                    "network": network.state_dict(),
-                    "averaged": averaged.state_dict() if averaged else None,
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(),
-                    "history": history,
-                },
-                state_file,
-            )
+            save(candidate if marker else None)
     accelerator.wait_for_everyone()
     return load_checkpoint(output)
 

@@ -233,8 +233,11 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(
         fit(config, other_faces, other_faces, tmp_path / "run", resume=True)
     # A network from elsewhere, without a training state, is not overwritten either.
     (tmp_path / "run" / STATE_FILE).unlink()
-    with pytest.raises(FileExistsError, match="already holds a network"):
-        fit(config, faces, other_faces, tmp_path / "run")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="holds a network without the training_state.pt"):
+            fit(config, faces, other_faces, tmp_path / "run", resume)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 
 def test_hard_targets_are_the_most_probable_classes(faces: FaceDataset) -> None:
@@ -257,7 +260,7 @@ def test_a_process_may_train_in_one_precision_after_the_other(
 
 
 def test_too_few_faces_are_refused(faces: FaceDataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 training and 56 validation faces; give at least two"):
+    with pytest.raises(ValueError, match="1 training and 56 validation faces; give at least 2 of"):
         fit(QUICK, faces.subset([0]), faces, tmp_path / "run")
 
 
@@ -347,6 +350,8 @@ def test_help_groups_its_flags_and_wrong_usage_exits_with_2(tmp_path: Path) -> N
         (("--data", "missing.csv", "--output", tmp_path / "run"), "missing.csv does not exist; give"),
         (("--data", data, "--output", tmp_path / "run", "--labels", "ferplus"), "No FER+ votes"),
         (("--data", data, "--output", tmp_path / "run", "--epochs", "0"), "epochs is 0"),
+        (("--data", data, "--output", tmp_path / "run", "--image-sizes", "48", "32"), "give them in rising order"),
+        (("--data", data, "--output", tmp_path / "run", "--log", data / "log"), f"Cannot write the log {data}/log: "),
         (("--data", data), "the following arguments are required: --output"),
     ):
         done = run(sys.executable, "train.py", *arguments, folder=tmp_path)
