@@ -95,7 +95,7 @@ class FaceFollower:
             now: when it was taken, in seconds on any clock; later than the frame before.
 
         Returns:
-            The number of every face in `found`.
+            The number of every face in `found`; a new face gets the smallest that no face has at the moment.
         """
         numbers = _match(self.faces, found)
         for index, face in enumerate(found):

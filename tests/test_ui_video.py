@@ -162,6 +162,20 @@ def test_video_endpoint_gives_what_predict_gives_for_each_picture(url, clip, pag
             assert row[key] == pytest.approx(getattr(face, key), abs=1e-3)
 
 
+def test_two_who_come_one_after_the_other_are_two_faces(url, portrait, scenery, tmp_path):
+    left, right = (Image.new("RGB", (640, 320), (90, 110, 90)) for _ in range(2))
+    left.paste(portrait.resize((280, 280)), (10, 20))
+    right.paste(portrait.resize((240, 240)), (380, 60))
+    empty = scenery.resize((640, 320))
+    # Nobody is there for a second and a half.
+    pictures = [left] * 8 + [empty] * 15 + [right] * 8
+    clip = write_clip(tmp_path / "two.mp4", pictures, [n / 10 for n in range(len(pictures))])
+    faces = Client(url, verbose=False).predict(handle_file(clip), api_name="/video")["faces"]
+    sides = {number: {face["box"][0] > 320 for face in faces if face["face"] == number} for number in (1, 2)}
+    assert sides == {1: {False}, 2: {True}}
+    assert {face["face"] for face in faces} == {1, 2}
+
+
 def test_video_endpoint_says_in_one_sentence_what_is_wrong(url, clip, tmp_path):
     client = Client(url, verbose=False)
     text = tmp_path / "text.mp4"

@@ -164,12 +164,16 @@ def _show(network: Network, path: str | None, progress: gr.Progress) -> tuple[st
 
 
 def _follow(network: Network, clip: Iterable[tuple[float, Image.Image]]) -> dict[int, list[Moment]]:
-    """Every face of a clip over time, by the number under which it is followed."""
-    follower, tracks = FaceFollower(), {}
+    """Every face of a clip over time, by a number of its own."""
+    follower = FaceFollower()
+    tracks: dict[int, list[Moment]] = {}
+    track_of: dict[int, int] = {}
     for time, picture in clip:
-        found = network.predictor.predict(picture)
+        found, known = network.predictor.predict(picture), set(follower.faces)
         for number, face in zip(follower.update(found, time), found, strict=True):
-            tracks.setdefault(number, []).append(Moment(time, face))
+            if number not in known:  # the follower gives the number of a face that is gone to the next one
+                track_of[number] = len(tracks) + 1
+            tracks.setdefault(track_of[number], []).append(Moment(time, face))
     return tracks
 
 
