@@ -1,5 +1,6 @@
 """From a photo to faces: open any picture upright, find every face, cut it out as FER2013 frames its faces."""
 
+import hashlib
 import importlib.util
 import io
 import math
@@ -285,6 +286,14 @@ class Face:
     landmarks: tuple[tuple[float, float], ...]
 
 
+_WEIGHTS: Final = {
+    "pnet": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
+    "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
+    "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
+}
+"""SHA-256 of the files of the package `mtcnn` 1.0.0, by the name of the network."""
+
+
 class FaceDetector:
     """Multi-task cascaded convolutional networks (Zhang et al. 2016, arXiv 1604.02878) in ONNX Runtime.
 
@@ -293,6 +302,7 @@ class FaceDetector:
 
     Raises:
         FileNotFoundError: if the package `mtcnn` 1.0.0 is not installed.
+        ValueError: if its weights are not those of that version.
     """
 
     def __init__(self) -> None:
@@ -300,7 +310,7 @@ class FaceDetector:
         if package is None or package.origin is None:
             raise FileNotFoundError("The face detector's weights are missing; run 'pip install mtcnn==1.0.0'.")
         folder = Path(package.origin).parent / "assets" / "weights"
-        arrays = [joblib.load(folder / f"{name}.lz4") for name in ("pnet", "rnet", "onet")]
+        arrays = [_weights(folder / f"{name}.lz4", digest) for name, digest in _WEIGHTS.items()]
         self.proposal = _network([(3, 2), (3, 0), (3, 0)], ["offsets"], arrays[0])
         self.refinement = _network([(3, 3), (3, 3), (2, 0), (3, 0)], ["offsets"], arrays[1])
         self.output = _network([(3, 3), (3, 3), (3, 2), (2, 0), (3, 0)], ["offsets", "landmarks"], arrays[2])
@@ -369,6 +379,14 @@ class FaceDetector:
             scale *= PYRAMID_STEP
         boxes = np.concatenate(found)
         return boxes[_suppress(boxes, np.concatenate(found_scores), 0.7)]
+
+
+def _weights(file: Path, digest: str) -> list[np.ndarray]:
+    content = file.read_bytes()
+    # They are pickles, which may run anything: only those that are known are opened.
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{file} is not of mtcnn 1.0.0; run 'pip install --force-reinstall mtcnn==1.0.0'.")
+    return joblib.load(io.BytesIO(content))
 
 
 def _network(

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import math
 import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -112,6 +113,32 @@ def test_networks_compute_what_keras_defines(
     assert len(outputs) == len(expected)
     for output, reference in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(np.moveaxis(output[0], 0, -1).squeeze(), reference.squeeze(), atol=2e-5)
+
+
+def test_weights_are_opened_only_if_they_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(importlib.util.find_spec("mtcnn").origin).parent / "assets" / "weights"
+    own = shutil.copytree(folder, tmp_path / "mtcnn" / "assets" / "weights")
+    (tmp_path / "mtcnn" / "__init__.py").touch()
+    started = tmp_path / "started"
+    joblib.dump(Opens(started), own / "onet.lz4")
+    joblib.load(own / "onet.lz4")
+    assert started.exists()  # as a pickle may
+    started.unlink()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mtcnn", raising=False)
+    with pytest.raises(ValueError, match=r"onet\.lz4 is not of mtcnn 1\.0\.0; run 'pip install --force-reinstall"):
+        FaceDetector()
+    assert not started.exists()
+
+
+class Opens:
+    """A pickle of it makes a file when it is opened."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
 
 
 def test_detector_imports_neither_tensorflow_nor_the_code_of_mtcnn() -> None:
