@@ -154,6 +154,28 @@ def test_what_is_old_is_swept_and_what_another_server_has_just_taken_stays(tmp_p
     assert fresh.exists() and all(file.exists() for file in kept)
 
 
+def test_forgetting_outlives_an_error_and_reaches_whom_others_pushed_out(
+    checkpoints, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(emotion.ui, "SWEEP_SECONDS", 1)
+    monkeypatch.setattr(emotion.ui, "KEEP_SECONDS", 1)
+    page = emotion.ui.build_page(load_networks(checkpoints / "first"))
+    options = emotion.ui.launch_options() | {"state_session_capacity": 2}
+    assert (tmp_path / "uploads").stat().st_mode & 0o777 == 0o700
+    is_dir = Path.is_dir
+    with monkeypatch.context() as patch:
+        # As if the folder were deleted between this look and the next.
+        (tmp_path / "uploads").rmdir()
+        patch.setattr(Path, "is_dir", lambda path: path.name == "uploads" or is_dir(path))
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **options)
+        for _ in range(5):
+            httpx.post(f"{url}gradio_api/call/predict", json={"data": [None]}, timeout=PATIENCE).raise_for_status()
+        wait_until(lambda: "FileNotFoundError in:" in capsys.readouterr().err)
+    wait_until(lambda: not page._queue.pending_messages_per_session and not page._queue.pending_event_ids_session)
+    page.close()
+
+
 def test_what_gradio_remembers_of_a_visitor_is_dropped(checkpoints, photos, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(emotion.ui, "SWEEP_SECONDS", 1)

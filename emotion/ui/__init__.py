@@ -16,6 +16,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 # Before gradio is there, so that no part of it can have asked earlier.
@@ -23,12 +24,15 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # Nobody's requests are counted, which would also take a data frame over the last 10,000 of them after each one.
 os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"
-# A folder of its own: what is old in it is deleted.
-os.environ.setdefault("GRADIO_TEMP_DIR", os.path.join(tempfile.gettempdir(), "emotion48"))
+# A folder of its own, since what is old in it is deleted, and of each user's own, where users share one for such files.
+os.environ.setdefault(
+    "GRADIO_TEMP_DIR", os.path.join(tempfile.gettempdir(), f"emotion48-{getattr(os, 'getuid', str)()}")
+)
 import gradio as gr
 import gradio.mcp
 from gradio.components import Component
 from gradio.state_holder import SessionState
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from emotion.networks import Network
@@ -107,7 +111,14 @@ THEME: Final = gr.themes.Default(
 
 
 def launch_options() -> dict[str, Any]:
-    """Keyword arguments of `gr.Blocks.launch` for the page; address and sharing are the caller's."""
+    """Keyword arguments of `gr.Blocks.launch` for the page; address and sharing are the caller's.
+
+    The folder of the uploads is made, which other users of the machine may not look into.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    Path(get_upload_folder()).mkdir(0o700, parents=True, exist_ok=True)
     guard = Middleware(
         Guard,
         per_minute=PER_MINUTE,

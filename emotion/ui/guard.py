@@ -131,10 +131,13 @@ class Guard:
 
     async def _forget(self, app: gr.routes.App) -> None:
         while True:
-            await asyncio.to_thread(sweep, Path(get_upload_folder()), self.keep_seconds)
-            forget_sessions(app, self.keep_seconds)
-            if TRIM:
-                await asyncio.to_thread(TRIM, 0)
+            try:
+                await asyncio.to_thread(sweep, Path(get_upload_folder()), self.keep_seconds)
+                forget_sessions(app, self.keep_seconds)
+                if TRIM:
+                    await asyncio.to_thread(TRIM, 0)
+            except Exception:  # such as too many open files: what was not forgotten now is the next time
+                traceback.print_exc()
             now = time.monotonic()
             self.times = {address: times for address, times in self.times.items() if now - times[-1] < 60}
             await asyncio.sleep(self.sweep_seconds)
@@ -189,6 +192,9 @@ def forget_sessions(app: gr.routes.App, seconds: float) -> None:
     """
     held, queue, now = app.state_holder, app.get_blocks()._queue, datetime.now()
     waiting = {event.session_hash for event in queue.event_ids_to_events.values()}
+    # Whom newer visitors have pushed out there still has answers in the queue.
+    for session in {*queue.pending_messages_per_session, *queue.pending_event_ids_session}:
+        held.time_last_used.setdefault(session, now)
     for session, used in list(held.time_last_used.items()):
         if session not in waiting and (now - used).total_seconds() > seconds:
             for kept in (

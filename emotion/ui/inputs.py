@@ -33,7 +33,7 @@ EXAMPLES: Final = {
     for name in FERPLUS_LABELS
     if (file := Path(__file__).resolve().parents[2] / "examples" / f"{name}.png").is_file()
 }
-"""Nobody's face with each expression, by its name: the mean of many faces, see `emotion.data`."""
+"""Nobody's face with each expression, by its name: the mean of many faces, see `emotion.examples`."""
 # Each choice shows its picture: a radio group is what a keyboard and a screen reader know how to use.
 EXAMPLE_CSS: Final = "".join(
     f".examples label:has(input[value={name}])::before {{ content: ''; "
