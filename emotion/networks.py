@@ -54,7 +54,8 @@ def load_networks(source: str | Path | None = None) -> dict[str, Network]:
         found = [file.parent for file in Path(source).glob("*/config.json")]
         # Without any, the folder itself is refused, in the words of `load_checkpoint`.
         checkpoints = sorted(found, key=lambda folder: (folder != DEFAULT_CHECKPOINT, folder.name)) or checkpoints
-    networks = {Path(checkpoint).name: _load(checkpoint) for checkpoint in checkpoints}
+    # Made absolute, "." has a name, too; of a Hub id the name stays what it is.
+    networks = {os.path.basename(os.path.abspath(checkpoint)): _load(checkpoint) for checkpoint in checkpoints}
     # GNU's C library keeps the 100 MB that went into building the graphs, unless it is asked.
     if TRIM:
         TRIM(0)

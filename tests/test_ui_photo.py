@@ -70,12 +70,14 @@ def served_alone(checkpoints, tmp_path, monkeypatch):
     page.close()
 
 
-def test_networks_are_offered_by_name(checkpoints):
+def test_networks_are_offered_by_name(checkpoints, monkeypatch):
     both = load_networks(checkpoints)
     assert list(both) == ["first", "second"]
     assert [network.threshold for network in both.values()] == [0, 1]
     assert list(load_networks(checkpoints / "second")) == ["second"]
     assert next(iter(load_networks())) == "ferplus"
+    monkeypatch.chdir(checkpoints / "second")
+    assert list(load_networks(".")) == ["second"]
 
 
 def test_a_folder_without_a_network_is_refused(tmp_path):
@@ -232,6 +234,15 @@ def test_evidence_is_shown_over_the_face_on_request(page, page_predictor, photos
     assert np.corrcoef(orange.ravel(), map.ravel())[0, 1] > 0.95
     page.get_by_label("Show where the evidence lies").uncheck()
     expect(figures).to_have_count(1)
+
+
+def test_a_picture_to_save_needs_a_face(url, photos):
+    with httpx.Client(base_url=f"{url}gradio_api/", timeout=PATIENCE) as http:
+        visitor = Visitor(http, httpx.get(f"{url}config", timeout=PATIENCE).json())
+        for photo in (None, visitor.upload(photos["cup.jpg"])):
+            visitor.start("photo-save", "click", ["first", photo, None])
+            with pytest.raises(AssertionError, match="There is no face to draw any more; give the photo again"):
+                visitor.answers()
 
 
 def test_inputs_stay_guarded_when_an_example_was_chosen_and_left(url, photos):

@@ -68,12 +68,16 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     def show_whole(name: str, path: str | None, evidence: bool) -> tuple[Any, ...]:
         return show(name, path, evidence, is_whole=True)
 
-    def draw(name: str, path: str, is_whole: bool) -> str:
+    def draw(name: str, path: str | None, is_whole: bool) -> str:
+        gone = gr.Error("There is no face to draw any more; give the photo again.", print_exception=False)
+        if path is None:
+            raise gone
         try:
             photo = open_image(path)
         except (ValueError, OSError) as error:
             raise gr.Error(reason(error, path), print_exception=False) from error
-        faces = _faces(networks[name], photo, is_whole)
+        if not (faces := _faces(networks[name], photo, is_whole)):
+            raise gone
         return data_url(poster(photo, faces, networks[name].threshold), "PNG")
 
     def tabulate(name: str, paths: Sequence[str], progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
