@@ -14,8 +14,8 @@ from emotion.checkpoint import save_checkpoint
 from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
 from emotion.evaluate import compute_logits, fit_temperature, report, save_report
 from emotion.hub import check_target, push
-from emotion.labels import LABEL_SETS
-from emotion.runs import log_run
+from emotion.labels import LABEL_SETS, OWN_LABELS
+from emotion.runs import log_run, open_log
 from emotion.trainer import RECIPES, TrainingConfig, TrainingDiverged, fit
 
 HELD_OUT = 0.1
@@ -32,7 +32,13 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Tr
         "--data", required=True, metavar="FILE_OR_FOLDER", help="FER2013 CSV (or .xz ...), or class folders"
     )
     data.add_argument("--votes", metavar="CSV", help="FER+ votes (fer2013new.csv) of the same rows")
-    data.add_argument("--labels", default="fer2013", choices=LABEL_SETS, help="label set (default: %(default)s)")
+    data.add_argument(
+        "--labels",
+        default="fer2013",
+        choices=(*LABEL_SETS, OWN_LABELS),
+        help="label set; own: the names of the class folders, which also count where none is of the set "
+        "(default: %(default)s)",
+    )
     data.add_argument(
         "--drop-duplicates",
         action="store_true",
@@ -93,18 +99,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, calibrate, measure on the validation faces, write it all to the checkpoint; returns the exit code."""
     options, config = parse_arguments(arguments)
     try:
-        if options.push_to_hub:  # a typing mistake shall not show after hours of training
+        # What is wrong with the Hub's id, or the log, shall not show after hours of training.
+        if options.push_to_hub:
             check_target(options.push_to_hub)
         training, validation, split = load_splits(options, config.soft_targets)
+        log = options.log or options.output.parent / "log.jsonl"
+        open_log(log).close()
         model = fit(config, training, validation, options.output, options.resume)
         if int(os.environ.get("RANK", 0)) > 0:  # one of several processes: the first one does the rest
             return 0
         logits = compute_logits(model, validation, tta=True)
         model.temperature = fit_temperature(logits[0], validation.class_indices)
         save_checkpoint(model, options.output)
-        metrics = report(model, logits, validation, split, options.labels, training)
+        metrics = report(model, logits, validation, split, training)
         save_report(metrics, options.output)
-        log_run(options.log or options.output.parent / "log.jsonl", options.output)
+        log_run(log, options.output)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

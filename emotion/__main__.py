@@ -6,13 +6,16 @@ import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from emotion.labels import LABEL_SETS
+from emotion.labels import LABEL_SETS, OWN_LABELS
 
 if TYPE_CHECKING:
     from emotion.data import FaceDataset
     from emotion.model import EmotionCNN
+
+THREADS: Final = 4
+"""Pictures that `predict` reads at once, at most: each may take a gigabyte."""
 
 # Each command imports what it needs, so that --help and wrong usage answer at once.
 
@@ -58,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", required=True, **checkpoint)
     evaluate.add_argument("--data", required=True, metavar="FILE_OR_FOLDER", help="FER2013 CSV or class folders")
     evaluate.add_argument("--votes", metavar="CSV", help="FER+ votes (fer2013new.csv), needed for ferplus")
-    evaluate.add_argument("--labels", required=True, choices=LABEL_SETS, help="whose labels count as true")
+    evaluate.add_argument(
+        "--labels",
+        required=True,
+        choices=(*LABEL_SETS, OWN_LABELS),
+        help="whose labels count as true; own: the names of the class folders",
+    )
     evaluate.add_argument(
         "--split", required=True, metavar="NAME", help="such as PublicTest, or train, validation, test"
     )
@@ -68,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     full.add_argument(
         "--full",
         action="store_true",
-        help="also with --tta, without faces seen in training, the threshold of a clear answer, and accuracy on faces "
-        "made worse (23 times the work)",
+        help="also with --tta, without faces seen in training, the threshold of a clear answer, and accuracy under "
+        "seven corruptions (23 times the work)",
     )
     full.add_argument(
         "--train-data",
@@ -141,7 +149,7 @@ def _predict(options: argparse.Namespace) -> int:
             return [], str(error)
 
     # Whatever a library prints must not get between the results.
-    with redirect_stdout(sys.stderr), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with redirect_stdout(sys.stderr), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         predictor = EmotionPredictor.from_checkpoint(options.checkpoint or DEFAULT_CHECKPOINT)
         looks = [pool.submit(look, name) for name in names]
         looks.reverse()
@@ -202,10 +210,9 @@ def _evaluate(options: argparse.Namespace) -> int:
             metrics = evaluate(model, dataset, options.tta)
             text = _table(metrics)
         else:
-            about = (options.split, options.labels)
             logits = compute_logits(model, dataset, tta=True)
-            full = report(model, logits, dataset, *about, _training_faces(options))
-            full["robustness"] = measure_robustness(model, dataset, *about)
+            full = report(model, logits, dataset, options.split, _training_faces(options))
+            full["robustness"] = measure_robustness(model, dataset, options.split)
             if options.output:
                 save_report(full, options.output)
             # With the keys that there are without --full, too.
@@ -222,11 +229,13 @@ def _training_faces(options: argparse.Namespace) -> "FaceDataset | None":
     if not options.train_data and not any(name.lower() in SPLIT_NAMES[0] for name in available_splits(path)):
         return None
     # Whatever their labels: a folder's own class names, and of a CSV all rows, also those that FER+ leaves out.
-    return load_dataset(path, SPLIT_NAMES[0][0], None if os.path.isdir(path) else "fer2013")
+    return load_dataset(path, SPLIT_NAMES[0][0], OWN_LABELS if os.path.isdir(path) else "fer2013")
 
 
 def _full_table(metrics: dict[str, Any]) -> str:
     """The full report for people."""
+    from emotion.robustness import UNITS
+
     plain, robustness = metrics["plain"], metrics["robustness"]
     lines = [
         f"{plain['split']}, {plain['label_set']} labels",
@@ -246,10 +255,13 @@ def _full_table(metrics: dict[str, Any]) -> str:
             f"An answer is clear from {clear['threshold']:.1%} on: {clear['share']:.1%} of the faces, of which "
             f"{clear['accuracy']:.1%} are right.",
         ]
-    lines += ["", "Accuracy on faces made worse, mild to strong (units: emotion/robustness.py):"]
+    lines += ["", "Accuracy under corruption, by severity:"]
     for name, accuracies in robustness["accuracy"].items():
         cells = zip(robustness["severities"][name], accuracies, strict=True)
-        lines.append(f"{name:<12}" + "".join(f"  {severity:>6g}: {accuracy:6.1%}" for severity, accuracy in cells))
+        lines.append(
+            f"{f'{name}, {UNITS[name]}':<18}"
+            + "".join(f"  {severity:>6g}: {accuracy:6.1%}" for severity, accuracy in cells)
+        )
     return "\n".join(lines)
 
 

@@ -20,11 +20,12 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from emotion.labels import FER2013_LABELS, FERPLUS_COLUMNS, FERPLUS_LABELS, IMAGE_SIZE, LABEL_SETS
+from emotion.faces import crop_whole, open_image
+from emotion.labels import FER2013_LABELS, FERPLUS_COLUMNS, FERPLUS_LABELS, IMAGE_SIZE, LABEL_SETS, OWN_LABELS
 
 PIXELS: Final = IMAGE_SIZE * IMAGE_SIZE
 SPLIT_NAMES: Final = (
@@ -93,6 +94,11 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         """The most probable class of each image, int64 (N,)."""
         return self.targets.argmax(dim=1)
 
+    @property
+    def label_set(self) -> str:
+        """Whose labels these are: a key of `LABEL_SETS`, or "own"."""
+        return next((name for name, labels in LABEL_SETS.items() if labels == self.labels), OWN_LABELS)
+
     def subset(self, indices: Tensor | Sequence[int]) -> "FaceDataset":
         """The rows at `indices` (int64 or bool), in that order, as a new data set."""
         index = torch.as_tensor(indices)
@@ -104,7 +110,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
 def load_dataset(
     path: str | Path,
     split: str,
-    labels: str | None = "fer2013",
+    labels: str = "fer2013",
     votes: str | Path | None = None,
     soft_targets: bool = False,
 ) -> FaceDataset:
@@ -116,9 +122,9 @@ def load_dataset(
     delete that folder to be rid of it. Rows in errors count from 1 after the header.
 
     A folder holds `split/class/*.jpg` (or other image types; other files are ignored), sorted by class, then path.
-    The centre square of each image is made grey and resized to 48x48 with antialiasing. Folder names are matched to
+    Each image is read as prediction reads a whole picture: its centre square, grey, 48x48. Folder names are matched to
     the classes of `labels` in any case, with the synonyms of `CLASS_FOLDERS`. If no folder of any split bears a
-    standard name, or with `labels=None`, the classes are the folders' own names, sorted over all splits.
+    standard name, or with `labels="own"`, the classes are the folders' own names, sorted over all splits.
 
     Targets of a CSV, by label set:
 
@@ -135,7 +141,7 @@ def load_dataset(
     Args:
         path: CSV file or folder.
         split: a name from `available_splits`, in any case, or `train`, `validation`, `test`.
-        labels: 'fer2013' (seven classes), 'ferplus' (eight), or None (folders only: their own names).
+        labels: 'fer2013' (seven classes), 'ferplus' (eight), or 'own' (folders only: their own names).
         votes: FER+'s `fer2013new.csv`; its row k belongs to row k of the CSV.
         soft_targets: use the whole vote distribution.
 
@@ -145,15 +151,15 @@ def load_dataset(
             damaged or not in the format above; the text names the file and the row.
     """
     path = _existing(path)
-    if labels not in (*LABEL_SETS, None):
-        raise ValueError(f"labels is {labels!r}; give one of {', '.join(map(repr, LABEL_SETS))} or None.")
+    if labels not in (*LABEL_SETS, OWN_LABELS):
+        raise ValueError(f"labels is {labels!r}; give one of {', '.join(map(repr, (*LABEL_SETS, OWN_LABELS)))}.")
     if path.is_dir():
         if votes is not None or soft_targets:
             raise ValueError(f"{path} is a folder, and FER+ votes belong to the rows of a CSV; leave out the votes.")
         return _load_folders(path, split, labels)
 
-    if labels is None:
-        raise ValueError(f"labels is None, which is for class folders only; give 'fer2013' or 'ferplus' for {path}.")
+    if labels == OWN_LABELS:
+        raise ValueError(f"labels is 'own', which is for class folders only; give 'fer2013' or 'ferplus' for {path}.")
     if votes is None and (soft_targets or labels == "ferplus"):
         wanted = "soft targets" if soft_targets else "labels 'ferplus'"
         raise ValueError(f"No FER+ votes for {wanted}; give the file fer2013new.csv (github.com/microsoft/FERPlus).")
@@ -405,7 +411,7 @@ def _normalised(counts: np.ndarray) -> np.ndarray:
 # Class folders
 
 
-def _load_folders(root: Path, split: str, labels: str | None) -> FaceDataset:
+def _load_folders(root: Path, split: str, labels: str) -> FaceDataset:
     splits = _class_folders(root)
     folders = splits[_resolve_split(split, list(splits), root)]
     names, classes = _match_classes(root, {folder.name for group in splits.values() for folder in group}, labels)
@@ -413,7 +419,7 @@ def _load_folders(root: Path, split: str, labels: str | None) -> FaceDataset:
         (names.index(classes[folder.name]), file)
         for folder in folders
         for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
     )
     if not rows:
         raise ValueError(
@@ -442,17 +448,17 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__")))
 
 
-def _match_classes(root: Path, folders: set[str], labels: str | None) -> tuple[tuple[str, ...], dict[str, str]]:
+def _match_classes(root: Path, folders: set[str], labels: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """Class names in order, and the class of each folder name."""
     known = {name: CLASS_FOLDERS[name.lower()] for name in folders if name.lower() in CLASS_FOLDERS}
-    if labels is None or not known:
+    if labels == OWN_LABELS or not known:
         return tuple(sorted(folders)), {name: name for name in folders}
     unknown = sorted(name for name in folders if known.get(name) not in LABEL_SETS[labels])
     if unknown:
         raise ValueError(
             f"Unknown class folder {', '.join(map(repr, unknown))} in {root}; the classes of {labels!r} are "
-            f"{', '.join(LABEL_SETS[labels])}: rename or remove it, choose other labels, "
-            "or give labels=None to use the folders' own names."
+            f"{', '.join(LABEL_SETS[labels])}; rename or remove it, or choose other "
+            f"labels; {OWN_LABELS!r} takes the folders' own names."
         )
     return LABEL_SETS[labels], known
 
@@ -460,11 +466,6 @@ def _match_classes(root: Path, folders: set[str], labels: str | None) -> tuple[t
 def _read_image(file: Path) -> np.ndarray:
     try:
         with Image.open(file, formats=IMAGE_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                # Pillow would clip 16-bit grey values at 255 instead of scaling them.
-                upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
-            grey = ImageOps.fit(upright.convert("L"), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+            return crop_whole(open_image(image))
     except Exception as error:  # Pillow's readers raise anything on damaged files.
         raise ValueError(f"{file} cannot be read as an image ({error}); replace or remove it.") from error
-    return np.array(grey)

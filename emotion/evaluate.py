@@ -139,7 +139,6 @@ def report(
     logits: Tensor,
     dataset: FaceDataset,
     split: str,
-    label_set: str,
     training: FaceDataset | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The figures of a checkpoint, as its `metrics.json` has them.
@@ -149,7 +148,6 @@ def report(
         logits: float (views, N, model classes) from `compute_logits` with `tta`; the first view is the face itself.
         dataset: the N faces.
         split: what they are, such as "PublicTest".
-        label_set: whose labels count as true, such as "fer2013".
         training: what the network has been trained on, if known.
 
     Returns:
@@ -162,7 +160,7 @@ def report(
     Raises:
         ValueError: if the data set is empty or shares no class name with the model.
     """
-    about = {"split": split, "label_set": label_set}
+    about = {"split": split, "label_set": dataset.label_set}
     result = {"plain": about | score(model, logits[:1], dataset), "tta": about | score(model, logits, dataset)}
     if training is not None and (unseen := not_in(dataset, training)).any():
         result["unseen"] = about | score(model, logits[:1, unseen], dataset.subset(unseen))

@@ -12,7 +12,10 @@ FERPLUS_LABELS: Final = (*FER2013_LABELS, "contempt")
 """FER+'s eight classes in FER2013's order, with contempt last."""
 
 LABEL_SETS: Final[dict[str, tuple[str, ...]]] = {"fer2013": FER2013_LABELS, "ferplus": FERPLUS_LABELS}
-"""The label sets that `--labels` offers."""
+"""The label sets with names of their own."""
+
+OWN_LABELS: Final = "own"
+"""Stands for the names of the class folders as they are."""
 
 FERPLUS_COLUMNS: Final = {
     "anger": "angry",

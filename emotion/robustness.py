@@ -1,4 +1,4 @@
-"""How accuracy holds when faces get worse: seven corruptions of 48x48 crops at three severities each.
+"""How accuracy holds under corruption: seven corruptions of 48x48 crops at three severities each.
 
 In the manner of Hendrycks & Dietterich 2019 (arXiv 1903.12261), with corruptions that a photo of a face and a face
 detector bring about. Faces are corrupted as uint8, before the network's own normalisation.
@@ -30,6 +30,16 @@ SEVERITIES: Final = {
 levels (0-255); brightness: stops of exposure, up or down; jpeg: quality; rotation: degrees, either way; occlusion: side
 of a black square anywhere in the picture, in pixels; framing: standard deviation of the frame's log size and of its
 shift in both directions, in sides. A detector's boxes scatter by 5% (MTCNN) to 8% (dlib) in size; 16% is twice that."""
+UNITS: Final = {
+    "blur": "pixels",
+    "noise": "grey levels",
+    "brightness": "stops",
+    "jpeg": "quality",
+    "rotation": "degrees",
+    "occlusion": "pixels",
+    "framing": "sides",
+}
+"""Units of `SEVERITIES`."""
 
 
 def corrupt(image: np.ndarray, corruption: str, severity: float, rng: np.random.Generator) -> np.ndarray:
@@ -55,7 +65,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: float, rng: np.random.
     return _CORRUPTIONS[corruption](image, severity, rng)
 
 
-def measure_robustness(model: EmotionCNN, dataset: FaceDataset, split: str, label_set: str) -> dict[str, Any]:
+def measure_robustness(model: EmotionCNN, dataset: FaceDataset, split: str) -> dict[str, Any]:
     """Accuracy under each corruption and severity, one view; shows a progress bar on standard error.
 
     The draws are seeded, and the same for each severity of a corruption, so that only the severity differs.
@@ -64,7 +74,6 @@ def measure_robustness(model: EmotionCNN, dataset: FaceDataset, split: str, labe
         model: any network of this package.
         dataset: faces and labels.
         split: what they are, such as "PublicTest".
-        label_set: whose labels count as true, such as "fer2013".
 
     Returns:
         JSON-ready: `split`, `label_set`, `rows`; `severities` as in `SEVERITIES`, and `accuracy` (fractions) likewise.
@@ -81,7 +90,7 @@ def measure_robustness(model: EmotionCNN, dataset: FaceDataset, split: str, labe
         accuracy[name].append(score(model, compute_logits(model, corrupted), dataset)["accuracy"])
     return {
         "split": split,
-        "label_set": label_set,
+        "label_set": dataset.label_set,
         "rows": len(dataset),
         "severities": {name: list(severities) for name, severities in SEVERITIES.items()},
         "accuracy": accuracy,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from emotion.checkpoint import load_metadata
 
@@ -36,7 +36,7 @@ def log_run(log: str | Path, folder: str | Path) -> dict[str, Any]:
     """Append the finished run in a checkpoint folder to the log.
 
     Args:
-        log: file of JSON lines, made if missing.
+        log: file of JSON lines, made if missing, with its folder.
         folder: what `train.py` has written, with `training_config.json`, `history.json` and `metrics.json`.
 
     Returns:
@@ -59,9 +59,22 @@ def log_run(log: str | Path, folder: str | Path) -> dict[str, Any]:
         "label_set": plain["label_set"],
         **{name: {key: metrics[name][key] for key in KEPT} for name in RESULTS if metrics.get(name)},
     }
-    with open(log, "a", encoding="utf-8") as file:
+    with open_log(log) as file:
         file.write(json.dumps(line) + "\n")
     return line
+
+
+def open_log(log: str | Path) -> TextIO:
+    """Open the log to append to it; it is made if missing, with its folder.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        return open(log, "a", encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"Cannot write the log {log}: {error.strerror}. Give another --log.") from error
 
 
 def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
@@ -86,7 +99,9 @@ def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
                 settings = {**run["config"], **{name: run[name] for name in ("data", "precision", "processes")}}
                 settings |= {"labels": run["label_set"], "split": run["split"]}
                 seed = settings.pop("seed")
-                run["plain"]["accuracy"] + run["plain"]["ece"]
+                [run[name] + 0.0 for name in ("epochs", "hours")]
+                [run[name][key] + 0.0 for name in RESULTS if name in run for key in ("accuracy", "ece")]
+                run["plain"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"Line {number} of {log} is no line that train.py writes ({error}); remove the line."

@@ -233,8 +233,8 @@ def test_missing_file_and_wrong_arguments(csv, tmp_path):
         load_dataset(csv, "train", "ferplus", tmp_path / "votes.csv")
     with pytest.raises(ValueError, match="labels is 'ckplus'; give one of 'fer2013', 'ferplus'"):
         load_dataset(csv, "train", "ckplus")
-    with pytest.raises(ValueError, match="labels is None, which is for class folders"):
-        load_dataset(csv, "train", None)
+    with pytest.raises(ValueError, match="labels is 'own', which is for class folders"):
+        load_dataset(csv, "train", "own")
     with pytest.raises(ValueError, match=r"No FER\+ votes for labels 'ferplus'"):
         load_dataset(csv, "train", "ferplus")
     with pytest.raises(ValueError, match=r"No FER\+ votes for soft targets"):
@@ -508,7 +508,10 @@ def test_contempt_folder_needs_the_eight_classes(tmp_path):
     for name in ("contempt", "happy"):
         write_image(tmp_path / "train" / name / "a.png", random_faces(1)[0])
     dataset = load_dataset(tmp_path, "train", "ferplus")
-    assert dataset.labels == FERPLUS_LABELS and dataset.class_indices.tolist() == [3, 7]
+    assert (dataset.labels, dataset.label_set) == (FERPLUS_LABELS, "ferplus") and dataset.class_indices.tolist() == [
+        3,
+        7,
+    ]
     with pytest.raises(ValueError, match=r"Unknown class folder 'contempt'.*angry, disgust"):
         load_dataset(tmp_path, "train")
 
@@ -517,18 +520,19 @@ def test_foreign_class_folders_keep_their_names(tmp_path):
     """Classes come from all splits, so that a split without one of them has the same columns."""
     for name in ("train/yawning", "train/Awake", "train/bored", "test/bored"):
         write_image(tmp_path / name / "a.png", random_faces(1)[0])
-    for labels in ("fer2013", None):
+    for labels in ("fer2013", "own"):
         train, test = load_dataset(tmp_path, "train", labels), load_dataset(tmp_path, "test", labels)
         assert train.labels == test.labels == ("Awake", "bored", "yawning")
+        assert train.label_set == "own"
         assert train.class_indices.tolist() == [0, 1, 2] and test.class_indices.tolist() == [1]
 
 
 def test_one_unknown_folder_among_known_ones_is_an_error(tmp_path):
     for name in ("happy", "sad", "tired"):
         write_image(tmp_path / "train" / name / "a.png", random_faces(1)[0])
-    with pytest.raises(ValueError, match=r"Unknown class folder 'tired' in .*angry, disgust, fear, happy.*labels=None"):
+    with pytest.raises(ValueError, match=r"Unknown class folder 'tired' in .*angry, disgust, fear, happy.*'own'"):
         load_dataset(tmp_path, "train")
-    assert load_dataset(tmp_path, "train", None).labels == ("happy", "sad", "tired")
+    assert load_dataset(tmp_path, "train", "own").labels == ("happy", "sad", "tired")
 
 
 def test_images_of_any_size_and_mode_become_grey_48(tmp_path):
@@ -541,19 +545,29 @@ def test_images_of_any_size_and_mode_become_grey_48(tmp_path):
     write_image(folder / "a_rgb.png", rgb)
     write_image(folder / "b_jpeg.JPG", rgb, quality=95)
     write_image(folder / "c_rgba.png", rgb.convert("RGBA"))
-    write_image(folder / "d_palette.gif", rgb.convert("P"))
+    write_image(folder / "d_palette.gif", rgb.convert("P", palette=Image.Palette.ADAPTIVE))
     write_image(folder / "e_16bit.png", large.astype(np.uint16) * 257)
     write_image(folder / "f_wide.png", np.pad(large, ((0, 0), (100, 100)), mode="edge"))
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned: show it rotated by 270 degrees counter-clockwise
     write_image(folder / "g_exif.jpg", rgb.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95)
-    write_image(folder / "h_bit.png", Image.fromarray(large > 128))
+    write_image(folder / "h_fractions.tif", (large / 255).astype(np.float32))
+    write_image(folder / "i_bit.png", Image.fromarray(large > 128))
     images = load_dataset(tmp_path, "train").images.numpy().astype(int)
-    assert images.shape == (8, 48, 48)
-    for row in range(7):
+    assert images.shape == (9, 48, 48)
+    for row in range(8):
         # The filter may ring next to the edge.
         assert np.abs(images[row][:, :20] - 64).max() <= 4 and np.abs(images[row][:, 28:] - 192).max() <= 4, row
-    assert images[7][:, :20].max() <= 4 and images[7][:, 28:].min() >= 251
+    assert images[8][:, :20].max() <= 4 and images[8][:, 28:].min() >= 251
+
+
+def test_what_is_cut_out_stands_before_the_grey_that_prediction_lays_under_it(tmp_path):
+    cut = np.zeros((96, 96, 4), np.uint8)
+    cut[:, 48:] = 200, 200, 200, 255
+    write_image(tmp_path / "train" / "happy" / "a.png", cut)
+    (tmp_path / "train" / "happy" / "folder.png").mkdir()
+    [image] = load_dataset(tmp_path, "train").images.numpy().astype(int)
+    assert np.abs(image[:, :20] - 128).max() <= 1 and np.abs(image[:, 28:] - 200).max() <= 1
 
 
 def test_resizing_is_antialiased(tmp_path):

@@ -218,7 +218,7 @@ def test_the_report_is_what_evaluate_says_of_each_part() -> None:
     # Training has seen rows 5 to 9 of these faces, and others.
     seen = FaceDataset(torch.cat([faces.images[5:10], 255 - faces.images]), torch.eye(7)[[0] * 65], faces.labels)
     logits = compute_logits(model, faces, tta=True)
-    result = report(model, logits, faces, "PublicTest", "fer2013", seen)
+    result = report(model, logits, faces, "PublicTest", seen)
     assert list(result) == ["plain", "tta", "unseen", "clear_answer"]
     about = {"split": "PublicTest", "label_set": "fer2013"}
     assert_same(result["plain"], about | evaluate(model, faces))
@@ -250,19 +250,19 @@ def assert_same(first: dict, second: dict) -> None:
 def test_without_unseen_rows_there_is_no_such_figure() -> None:
     model, faces = network(), random_faces(FER2013_LABELS)
     logits = compute_logits(model, faces, tta=True)
-    assert "unseen" not in report(model, logits, faces, "PublicTest", "fer2013")
-    assert "unseen" not in report(model, logits, faces, "PublicTest", "fer2013", faces)
+    assert "unseen" not in report(model, logits, faces, "PublicTest")
+    assert "unseen" not in report(model, logits, faces, "PublicTest", faces)
 
 
 @pytest.mark.parametrize("split", ["PrivateTest", "test", "Training"])
 def test_no_threshold_is_chosen_on_test_or_training_faces(split: str) -> None:
     model, faces = network(), random_faces(FER2013_LABELS)
-    assert list(report(model, compute_logits(model, faces, tta=True), faces, split, "fer2013")) == ["plain", "tta"]
+    assert list(report(model, compute_logits(model, faces, tta=True), faces, split)) == ["plain", "tta"]
 
 
 def test_a_saved_report_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> None:
     model, faces = network(), random_faces(FER2013_LABELS)
-    metrics = report(model, compute_logits(model, faces, tta=True), faces, "PublicTest", "fer2013")
+    metrics = report(model, compute_logits(model, faces, tta=True), faces, "PublicTest")
     save_report(metrics, tmp_path / "new")
     assert json.loads((tmp_path / "new/metrics.json").read_text("utf-8")) == metrics
     for name in ("confusion.png", "reliability.png"):

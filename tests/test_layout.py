@@ -19,7 +19,7 @@ FLOORS = {
     "emotion.runtime": 0,
     "emotion.transforms": 1,
     "emotion.faces": 1,
-    "emotion.data": 1,
+    "emotion.data": 1.1,
     "emotion.video": 1,
     "emotion.transfer": 1,
     "emotion.explain": 1,

@@ -146,7 +146,7 @@ def test_an_unknown_corruption_is_refused() -> None:
 
 def test_accuracy_is_that_of_the_corrupted_faces() -> None:
     model = network()
-    result = measure_robustness(model, FACES, "PublicTest", "fer2013")
+    result = measure_robustness(model, FACES, "PublicTest")
     assert {key: result[key] for key in ("split", "label_set", "rows")} == {
         "split": "PublicTest",
         "label_set": "fer2013",

@@ -53,6 +53,23 @@ def test_the_command_gives_mean_spread_and_number_of_seeds(tmp_path: Path, capsy
     assert row[:4] == ["3", f"{values.mean():.2%}", "+-", f"{values.std(ddof=1):.2%}"]
 
 
+def test_the_log_makes_its_folder_and_says_where_it_cannot_be(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 0, 0.5)
+    log_run(tmp_path / "logs" / "all.jsonl", run)
+    assert compare_runs([tmp_path / "logs" / "all.jsonl"])[0].values("plain", "accuracy") == [0.5]
+    with pytest.raises(OSError, match=r"Cannot write the log .*run/metrics.json/log.jsonl: .*Give another --log\.$"):
+        log_run(run / "metrics.json" / "log.jsonl", run)
+
+
+def test_a_line_without_its_hours_or_accuracies_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    whole = log_run(log, write_run(tmp_path / "run", 0, 0.5))
+    for changes in ({"hours": None}, {"epochs": "two"}, {"tta": {"rows": 3}}, {"plain": {}}):
+        log.write_text(json.dumps(whole | changes) + "\n")
+        with pytest.raises(ValueError, match=f"Line 1 of {log} is no line that train.py writes"):
+            compare_runs([log])
+
+
 @pytest.mark.parametrize("line", ["nonsense", "[]", '{"config": {"seed": 0}}', '{"config": 3}', "{" * 5000])
 def test_what_is_no_line_of_a_log_is_named(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.jsonl"
