@@ -1,7 +1,6 @@
 """The network: a 6.67-million-parameter CNN that reads 48x48 grey faces natively."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -129,11 +128,6 @@ class EmotionCNN(
     def calibrate(self, logits: Tensor) -> Tensor:
         """Logits (N, num_classes) to float32 probabilities (N, num_classes) that sum to 1."""
         return torch.softmax(logits.float() / self.temperature, dim=1)
-
-    def conv_layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        """The twelve convolutions in order, each with the batch norm that follows it."""
-        layers = [module for block in self.features for module in block]
-        return [(conv, norm) for conv, norm in pairwise(layers) if isinstance(conv, nn.Conv2d)]
 
     def unfreeze_blocks(self, count: int) -> None:
         """Train the classifier and the last `count` (0 to 5) feature blocks; freeze the blocks before them.

@@ -88,7 +88,9 @@ def test_convolutions_are_3x3_padded_grey_and_without_bias(model: EmotionCNN) ->
     }
     assert convolutions[0].in_channels == 1
     widths = [width for depth, width in zip(DEPTHS, WIDTHS, strict=True) for _ in range(depth)]
-    assert [(conv.out_channels, norm.num_features) for conv, norm in model.conv_layers()] == [(w, w) for w in widths]
+    layers = [layer for block in model.features for layer in block]
+    pairs = [(conv, norm) for conv, norm in pairwise(layers) if isinstance(conv, nn.Conv2d)]
+    assert [(conv.out_channels, norm.num_features) for conv, norm in pairs] == [(w, w) for w in widths]
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, 1.9])
