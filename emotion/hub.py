@@ -41,9 +41,9 @@ CHECKPOINT_FILES: Final = (
 """What is taken from a checkpoint folder, where it is there; the first two must be."""
 GENERATED_FILES: Final = ("model.onnx", "README.md")
 
-SPACE_FILES: Final = ("app.py", "requirements.txt", "README.md", "LICENSE")
-SPACE_FOLDERS: Final = ("emotion", "checkpoints", "examples")
-"""In the Space, these mirror what was sent last: other files in them are deleted. What was added elsewhere stays."""
+SPACE_FILES: Final = ("app.py", "requirements.txt", "README.md", "LICENSE", "SECURITY.md")
+SPACE_FOLDERS: Final = ("emotion", "examples", "docs")
+"""What a Space gets of this project: what the page runs on, and what the README shows and links to."""
 
 LICENCE: Final = "mit"
 TAGS: Final = ("facial-expression-recognition", "emotion-recognition", "grayscale")
@@ -105,10 +105,10 @@ def deploy(
 ) -> str:
     """Create or update a Gradio Space that serves the page with a checkpoint of one's choice.
 
-    It gets the page, the package, its examples, this checkpoint alone, the requirements, the licence, and the README
-    with a front matter that names this Space. In the folders that belong to the project (`SPACE_FOLDERS`), files of an
-    earlier deployment are deleted; what someone added elsewhere stays. With a checkpoint that not everybody can get
-    from the Hub, because it is private or gated, the Space is private, too.
+    It gets the page, the package, its examples, this checkpoint alone, the requirements, the documents, and the README
+    with a front matter that names this Space. In the folders that belong to the project (`SPACE_FOLDERS` and
+    checkpoints/), files of an earlier deployment are deleted; what someone added elsewhere stays. With a checkpoint
+    that not everybody can get from the Hub, because it is private or gated, the Space is private, too.
 
     Args:
         space_id: "user/space".
@@ -137,7 +137,8 @@ def deploy(
         otherwise = f"give a --checkpoint that everybody can get, which {checkpoint} is not"
     if dry_run:
         return _listing(f"spaces/{space_id}", f"would {'be private and ' if otherwise else ''}hold", files)
-    report = _publish(files, space_id, "space", [f"{folder}/*" for folder in SPACE_FOLDERS], otherwise)
+    mirrored = [f"{folder}/*" for folder in (*SPACE_FOLDERS, "checkpoints")]
+    report = _publish(files, space_id, "space", mirrored, otherwise)
     if otherwise:
         report += f"\nprivate, because {checkpoint} is private or gated"
     if hardware is not None:
@@ -228,7 +229,7 @@ def model_card(
         fer2013=fer2013,
         ferplus=ferplus,
         epochs=len(history) if isinstance(history, list) else 0,
-        start_from=config.get("start_from"),
+        start_from=_cell(config.get("start_from") or ""),
         settings=_table(("setting", "value"), config.items(), "The checkpoint does not say how it was trained."),
         measured=bool(results),
         split_kind=next((names[0] for names in SPLIT_NAMES if str(plain.get("split")).lower() in names), None),
@@ -307,19 +308,19 @@ def _clear_answer(clear: Mapping[str, Any]) -> str:
 
 
 def _robustness(robustness: Mapping[str, Any]) -> str:
-    damages = {name: row for name, row in _dict(robustness, "accuracy").items() if isinstance(row, list) and row}
-    if not damages:
+    corruptions = {name: row for name, row in _dict(robustness, "accuracy").items() if isinstance(row, list) and row}
+    if not corruptions:
         return _table((), ())
-    strengths = range(max(map(len, damages.values())))
+    severities = range(max(map(len, corruptions.values())))
     table = _table(
-        ("damage", *(f"strength {strength + 1}" for strength in strengths)),
+        ("corruption", *(f"severity {severity + 1}" for severity in severities)),
         [
-            (name, *(_percent(row[strength] if strength < len(row) else None) for strength in strengths))
-            for name, row in damages.items()
+            (name, *(_percent(row[severity] if severity < len(row) else None) for severity in severities))
+            for name, row in corruptions.items()
         ],
     )
     rows, split = _count(robustness.get("rows")), _cell(robustness.get("split", "an unknown split"))
-    return f"Accuracy on {rows} damaged rows of {split}, one view.\n\n{table}"
+    return f"Top-1 accuracy on {rows} corrupted rows of {split}, one view.\n\n{table}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], otherwise: str = "Not measured.") -> str:
@@ -367,7 +368,7 @@ def _space_files(space_id: str, checkpoint: str | Path) -> Files:
     name = published.split("/")[1] if published else Path(checkpoint).resolve().name
     files: Files = {f"checkpoints/{name}/{file}": content for file, content in weights.items()}
     files |= {file: ROOT / file for file in SPACE_FILES}
-    for file in sorted(path for folder in ("emotion", "examples") for path in (ROOT / folder).rglob("*")):
+    for file in sorted(path for folder in SPACE_FOLDERS for path in (ROOT / folder).rglob("*")):
         parts = file.relative_to(ROOT).parts
         if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
             files["/".join(parts)] = file
@@ -382,8 +383,7 @@ def _space_files(space_id: str, checkpoint: str | Path) -> Files:
             f"({' '.join(str(error).split())}); restore them."
         ) from error
     thumbnail = card.data.get("thumbnail")
-    if thumbnail and (ROOT / thumbnail).is_file():  # the Hub wants an address instead
-        files[thumbnail] = ROOT / thumbnail
+    if thumbnail in files:  # the Hub wants an address instead
         card.data["thumbnail"] = f"{HfApi().endpoint}/spaces/{space_id}/resolve/main/{thumbnail}"
     if published:
         card.data["models"] = [published]

@@ -606,7 +606,7 @@ def test_the_space_gets_exactly_what_it_needs(deployed: Done, server: HubServer,
     space = server.spaces["anna/demo"]
     assert (space.sdk, space.hardware, len(space.commits)) == ("gradio", "t4-small", 2)
     tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "emotion", "examples"],
+        ["git", "ls-files", "-co", "--exclude-standard", "emotion", "examples", "docs"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -619,7 +619,7 @@ def test_the_space_gets_exactly_what_it_needs(deployed: Done, server: HubServer,
         "requirements.txt",
         "README.md",
         "LICENSE",
-        "docs/images/photo.png",
+        "SECURITY.md",
         *tracked,
         *(f"checkpoints/best/{name}" for name in names),
     }
