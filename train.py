@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from emotion.checkpoint import save_checkpoint
 from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
-from emotion.evaluate import compute_logits, fit_temperature, report, save_report
+from emotion.evaluate import RESULTS, compute_logits, fit_temperature, report, save_report
 from emotion.hub import check_target, push
 from emotion.labels import LABEL_SETS, OWN_LABELS
 from emotion.runs import log_run, open_log
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command with --resume goes on.", file=sys.stderr)
         return 130
-    for name in ("plain", "tta", "unseen"):
+    for name in RESULTS:
         if result := metrics.get(name):
             print(
                 f"{name}: accuracy {result['accuracy']:.4f}, ECE {result['ece']:.4f}, {result['rows']} rows of {split}"

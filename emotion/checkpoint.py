@@ -100,6 +100,7 @@ def save_checkpoint(
     Raises:
         ValueError: if a weight is not finite or too large for float16, or metadata is not plain JSON; nothing is
             written then.
+        OSError: if a file cannot be written; then none is replaced.
     """
     config, weights = _snapshot(model)
     for name, tensor in weights.items():
@@ -111,7 +112,7 @@ def save_checkpoint(
                     "raise the weight decay."
                 )
     documents = {"config": config, "history": history, "metrics": metrics, "training_config": training_config}
-    files = {f"{name}.json": _to_json(name, value) for name, value in documents.items() if value is not None}
+    files = {f"{name}.json": to_json(name, value) for name, value in documents.items() if value is not None}
     # The digest lets the reader notice damage, which safetensors does not. It stands alone, because safetensors writes
     # several entries in random order, and the same weights shall give the same file.
     files["model.safetensors"] = safetensors.torch.save(weights, {"sha256": _digest(weights)})
@@ -188,6 +189,7 @@ def save_pth(
     Raises:
         ValueError: if a weight is not finite, metadata is not plain JSON, or `best_val_acc` is no percentage; nothing
             is written then.
+        OSError: if the file cannot be written; what was there stays.
     """
     if best_val_acc is not None and not 0 <= best_val_acc <= 100:
         raise ValueError(f"best_val_acc is {best_val_acc!r}; give a percentage from 0 to 100.")
@@ -195,9 +197,9 @@ def save_pth(
     content = {
         "model_state_dict": weights,
         "model_config": config,
-        "training_config": json.loads(_to_json("training_config", training_config or {})),
+        "training_config": json.loads(to_json("training_config", training_config or {})),
         "label_map": dict(enumerate(model.labels)),
-        "training_history": json.loads(_to_json("history", history or {})),
+        "training_history": json.loads(to_json("history", history or {})),
         "best_val_acc": None if best_val_acc is None else float(best_val_acc),
         "total_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
@@ -211,6 +213,7 @@ def save_training_state(state: Mapping[str, Any], file: str | Path) -> Path:
 
     Raises:
         ValueError: if `state` holds anything else, which could not be read back; the previous file stays then.
+        OSError: if the file cannot be written; the previous one stays.
     """
     with atomic_write(file) as temporary:
         _save_torch(dict(state), temporary)
@@ -399,7 +402,16 @@ def hub_problem(error: BaseException) -> str:
     return f"the request was refused (HTTP {status}{': ' if said else ''}{said})"
 
 
-def _to_json(name: str, value: Any) -> bytes:
+def to_json(name: str, value: Any) -> bytes:
+    """Content of a JSON file of a checkpoint.
+
+    Args:
+        name: of the document, for the error.
+        value: what it holds: dicts, lists, text, and finite numbers.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
     try:
         return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:

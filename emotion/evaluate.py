@@ -3,20 +3,25 @@
 The network sees each face once per view: everything else is computed from `compute_logits`.
 """
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emotion.checkpoint import atomic_write
+from emotion.checkpoint import atomic_write, to_json
 from emotion.data import SPLIT_NAMES, FaceDataset, not_in
 from emotion.model import EmotionCNN
 from emotion.transforms import get_enhanced_transforms_grayscale_48
 
+RESULTS: Final = {
+    "plain": "one view",
+    "tta": "mean of the face and its mirror image",
+    "unseen": "one view, without faces that also stand in the training data",
+}
+"""The entries of `metrics.json` that measure accuracy, and what each one measures."""
 ECE_BINS = 15
 RESAMPLES = 10_000
 """Bootstrap samples of an interval, whose ends then scatter by about a hundredth of its width."""
@@ -274,11 +279,15 @@ def save_report(metrics: dict[str, Any], folder: str | Path) -> None:
     Args:
         metrics: as from `report`, to which more may have been added.
         folder: a checkpoint's, for instance; made if missing.
+
+    Raises:
+        ValueError: if a number is not finite.
+        OSError: if a file cannot be written; then none is replaced.
     """
     folder = Path(folder)
     with ExitStack() as stack:  # no file is replaced before all are written
         file = stack.enter_context(atomic_write(folder / "metrics.json"))
-        file.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        file.write_bytes(to_json("metrics", metrics))
         plot_confusion(metrics["plain"], stack.enter_context(atomic_write(folder / "confusion.png")))
         plot_reliability(metrics["plain"], stack.enter_context(atomic_write(folder / "reliability.png")))
 

@@ -25,6 +25,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from emotion.checkpoint import METADATA, find, hub_problem, is_hub_id, load_checkpoint, load_metadata, locate
 from emotion.data import SPLIT_NAMES
+from emotion.evaluate import RESULTS
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
 from emotion.predict import DEFAULT_CHECKPOINT
@@ -47,12 +48,6 @@ SPACE_FOLDERS: Final = ("emotion", "examples", "docs")
 
 LICENCE: Final = "mit"
 TAGS: Final = ("facial-expression-recognition", "emotion-recognition", "grayscale")
-RESULTS: Final = {
-    "plain": "one view",
-    "tta": "mean of the face and its mirror image",
-    "unseen": "one view, without faces that also stand in the training data",
-}
-"""The entries of `metrics.json` that measure accuracy, and what each one measures."""
 NOT_MEASURED: Final = "not measured"
 KAGGLE_SPLITS: Final = ("publictest", "privatetest")
 """Names that only FER2013's own file gives to its splits."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from emotion.checkpoint import load_metadata
+from emotion.evaluate import RESULTS
 
-RESULTS: Final = ("plain", "tta", "unseen")
-"""The measurements of `emotion.evaluate.report` that a line keeps."""
 KEPT: Final = ("rows", "accuracy", "nll", "ece")
+"""What a line keeps of each of `emotion.evaluate.RESULTS`."""
 
 
 @dataclass(frozen=True)

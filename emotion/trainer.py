@@ -7,7 +7,6 @@ be stored.
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import time
@@ -23,7 +22,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from emotion.checkpoint import atomic_write, load_checkpoint, load_training_state, save_checkpoint, save_training_state
+from emotion.checkpoint import (
+    atomic_write,
+    load_checkpoint,
+    load_training_state,
+    save_checkpoint,
+    save_training_state,
+    to_json,
+)
 from emotion.data import FaceDataset
 from emotion.labels import IMAGE_SIZE
 from emotion.model import BLOCKS, EmotionCNN, create_enhanced_grayscale_model
@@ -395,7 +401,7 @@ def fit(
         if candidate:
             save_checkpoint(candidate, output, training_config=identity)
         with atomic_write(output / "history.json") as file:
-            file.write_text(json.dumps(history, indent=2) + "\n")
+            file.write_bytes(to_json("history", history))
         if history:
             with atomic_write(output / "curves.png") as file:
                 plot_history(history, file)
