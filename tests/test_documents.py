@@ -309,7 +309,7 @@ def test_every_block_of_the_page_runs(
                 reader.program(text, number)
             elif language == "bash":
                 # A script of other programs; tests/test_ui_augmentation.py runs it, and there is one.
-                assert page.name == "README.md" and "/augment" in text, "write sh, or teach the tests to run it"
+                assert page.name == "deployment.md" and "/augment" in text, "write sh, or teach the tests to run it"
             elif language == "dockerfile":
                 reader.dockerfile(text)
             elif language == "json":

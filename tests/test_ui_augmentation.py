@@ -27,7 +27,7 @@ from emotion.ui.augmentation import DRAWS, RANDOM, trace
 from emotion.ui.look import data_url
 
 STEPS = [type(step).__name__ for step in get_enhanced_transforms_grayscale_48(training=True).steps]
-README = Path(__file__).parents[1] / "README.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "deployment.md"
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_augment_says_what_is_wrong(client, url, photos):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_curl_example_of_the_readme_answers(url, photos, crop):
-    (example,) = re.findall(r"```bash\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    (example,) = re.findall(r"```bash\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
     script = example.replace("http://127.0.0.1:7860/", url).replace("photo.jpg", str(photos["person.png"]))
     done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, timeout=PATIENCE, check=True)
     event, data = done.stdout.strip().split("\n")
