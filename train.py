@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from emotion.checkpoint import save_checkpoint
-from emotion.data import SPLIT_NAMES, FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
+from emotion.data import FaceDataset, available_splits, hold_out, load_dataset, split_kind, without_duplicates_of
 from emotion.evaluate import RESULTS, compute_logits, fit_temperature, report, save_report
 from emotion.hub import check_target, push
 from emotion.labels import LABEL_SETS, OWN_LABELS
@@ -83,9 +83,8 @@ def _option(field: dataclasses.Field) -> dict[str, Any]:
 
 def load_splits(options: argparse.Namespace, soft_targets: bool) -> tuple[FaceDataset, FaceDataset, str]:
     """Training faces, validation faces, and what the latter are called; the test split is never touched."""
-    train, validation = SPLIT_NAMES[0], SPLIT_NAMES[1]
-    training = load_dataset(options.data, train[0], options.labels, options.votes, soft_targets)
-    split = next((name for name in available_splits(options.data) if name.lower() in validation), None)
+    training = load_dataset(options.data, "train", options.labels, options.votes, soft_targets)
+    split = next((name for name in available_splits(options.data) if split_kind(name) == "validation"), None)
     if split is None:
         (training, held_out), split = hold_out(training, HELD_OUT), f"{HELD_OUT:.0%} held out of the training split"
     else:

@@ -223,13 +223,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _training_faces(options: argparse.Namespace) -> "FaceDataset | None":
     """Every face of the training split of --train-data, else of --data; None if the latter has no such split."""
-    from emotion.data import SPLIT_NAMES, available_splits, load_dataset
+    from emotion.data import available_splits, load_dataset, split_kind
 
     path = options.train_data or options.data
-    if not options.train_data and not any(name.lower() in SPLIT_NAMES[0] for name in available_splits(path)):
+    if not options.train_data and not any(split_kind(name) == "train" for name in available_splits(path)):
         return None
     # Whatever their labels: a folder's own class names, and of a CSV all rows, also those that FER+ leaves out.
-    return load_dataset(path, SPLIT_NAMES[0][0], OWN_LABELS if os.path.isdir(path) else "fer2013")
+    return load_dataset(path, "train", OWN_LABELS if os.path.isdir(path) else "fer2013")
 
 
 def _full_table(metrics: dict[str, Any]) -> str:

@@ -107,6 +107,11 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         return FaceDataset(self.images[index], self.targets[index], self.labels)
 
 
+def split_kind(split: str) -> str | None:
+    """What a split is for, "train", "validation" or "test", if its name says so; "PublicTest" is for validation."""
+    return next((names[0] for names in SPLIT_NAMES if split.lower() in names), None)
+
+
 def load_dataset(
     path: str | Path,
     split: str,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emotion.checkpoint import atomic_write, to_json
-from emotion.data import SPLIT_NAMES, FaceDataset, not_in
+from emotion.data import FaceDataset, not_in, split_kind
 from emotion.model import EmotionCNN
 from emotion.transforms import get_enhanced_transforms_grayscale_48
 
@@ -169,7 +169,7 @@ def report(
     result = {"plain": about | score(model, logits[:1], dataset), "tta": about | score(model, logits, dataset)}
     if training is not None and (unseen := not_in(dataset, training)).any():
         result["unseen"] = about | score(model, logits[:1, unseen], dataset.subset(unseen))
-    if split.lower() not in (*SPLIT_NAMES[0], *SPLIT_NAMES[2]):
+    if split_kind(split) not in ("train", "test"):
         probabilities = _probabilities(model, logits[:1], dataset)
         confidence, correct = probabilities.max(1), probabilities.argmax(1) == dataset.class_indices.numpy()
         threshold = clear_threshold(confidence, correct)
@@ -349,4 +349,8 @@ def plot_reliability(result: dict[str, Any], file: str | Path | BinaryIO) -> Non
 
 
 def _title(result: dict[str, Any]) -> str:
-    return f"{result['split']}\n{result['rows']:,} rows, {result['label_set']} labels, {result['accuracy']:.1%} right"
+    split = result["split"]
+    kind = split_kind(split)
+    if kind and kind not in split.lower():  # FER2013's PublicTest is none
+        split = f"{split} ({kind})"
+    return f"{split}\n{result['rows']:,} rows, {result['label_set']} labels, {result['accuracy']:.1%} right"

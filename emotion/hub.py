@@ -24,7 +24,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import filter_repo_objects
 
 from emotion.checkpoint import METADATA, find, hub_problem, is_hub_id, load_checkpoint, load_metadata, locate
-from emotion.data import SPLIT_NAMES
+from emotion.data import split_kind
 from emotion.evaluate import RESULTS
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
@@ -227,7 +227,7 @@ def model_card(
         start_from=_cell(config.get("start_from") or ""),
         settings=_table(("setting", "value"), config.items(), "The checkpoint does not say how it was trained."),
         measured=bool(results),
-        split_kind=next((names[0] for names in SPLIT_NAMES if str(plain.get("split")).lower() in names), None),
+        split_kind=split_kind(str(plain.get("split"))),
         figures=_figures(results),
         per_class=_per_class(plain),
         confusion=_confusion(plain),
