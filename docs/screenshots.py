@@ -1,6 +1,7 @@
 """Take the pictures of the page that the README shows: `python -m docs.screenshots`, with Chromium installed.
 
-The person in them is Eileen Collins: a NASA portrait in the public domain, which scikit-image carries.
+The person in them is Eileen Collins: a NASA portrait in the public domain, which scikit-image carries. The camera sees
+an example face, which is nobody's, pass from one expression to the next.
 """
 
 import io
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import av
 import skimage.data
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -19,10 +21,13 @@ from docs.make import IMAGES
 from emotion.checkpoint import atomic_write
 from emotion.networks import load_networks
 from emotion.ui import build_page, launch_options
+from emotion.ui.inputs import CLIP_RATE, CLIPS, draw_clip
 
 PATIENCE: Final = 120_000  # milliseconds
-LIVE_SECONDS: Final = 25
+LIVE_SECONDS: Final = 27
 """How long the camera runs, so that the timeline has something to show."""
+CAMERA_RATE: Final = 30
+"""Pictures a second that Chromium takes a film of JPEGs to have."""
 
 
 def photo(page: Page, portrait: Path) -> None:
@@ -34,12 +39,24 @@ def photo(page: Page, portrait: Path) -> None:
 
 
 def live(page: Page, portrait: Path) -> None:
-    """The Live tab with a camera that sees the portrait."""
+    """The Live tab with a camera that sees an example face."""
     page.get_by_role("tab", name="Live").click()
     page.get_by_text("Click to Access Webcam").click()
     page.locator("#live-camera .capture-button").click()
     page.locator("#live-result .face").wait_for()
     page.wait_for_timeout(1000 * LIVE_SECONDS)
+
+
+def film(file: Path) -> None:
+    """Write what the camera sees, one JPEG after the other."""
+    frames = io.BytesIO()
+    with av.open(io.BytesIO(draw_clip(CLIPS["one face"]))) as clip:
+        for frame in clip.decode(video=0):
+            picture = Image.new("RGB", (640, 480), (128, 128, 128))
+            picture.paste(frame.to_image().resize((480, 480), Image.Resampling.BICUBIC), (80, 0))
+            for _ in range(CAMERA_RATE // CLIP_RATE):
+                picture.save(frames, "JPEG")
+    file.write_bytes(frames.getvalue())
 
 
 SHOTS: Final[dict[str, tuple[Callable[[Page, Path], None], int, str]]] = {
@@ -56,9 +73,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         file, camera = Path(folder, "portrait.png"), Path(folder, "camera.mjpeg")
         portrait.save(file)
-        frame = io.BytesIO()
-        portrait.save(frame, "JPEG")
-        camera.write_bytes(20 * frame.getvalue())
+        film(camera)
         _, url, _ = build_page(load_networks()).launch(prevent_thread_lock=True, quiet=True, **launch_options())
         flags = [
             "--no-sandbox",
@@ -81,7 +96,8 @@ def main() -> int:
                 page.mouse.move(1, 1)
                 page.wait_for_timeout(1000)
                 with atomic_write(IMAGES / f"{name}.png") as target:
-                    page.screenshot(path=target, type="png", full_page=True)
+                    # A phone shows what it has scrolled to, the answer.
+                    page.screenshot(path=target, type="png", full_page=width > 390)
                 context.close()
             browser.close()
     return 0

@@ -143,6 +143,8 @@ footer, footer button, .photo-input .or, .photo-input .wrap { color: var(--body-
 .rows.rows th { min-width: 3rem; }
 .rows.rows td:first-child { min-width: 6rem; }
 .download { text-decoration: underline; }
+/* What gradio divides in the footer is hidden on a phone. */
+@media (width <= 640px) { footer .divider { display: none; } }
 #batch-input { margin-top: 1rem; width: fit-content; }
 #batch-result p { margin: 0; }
 :is(#batch-result, #video-result):has(.progress-text) { min-height: 8rem; }
