@@ -199,8 +199,8 @@ class Reader:
             program, arguments = "python", ["-m", "accelerate.commands.accelerate_cli", *arguments]
         if program == "pip":
             # Installing is CI's first step; here, what it installs from must be there.
-            assert arguments[:2] == ["install", "-r"] and len(arguments) == 3, command
-            assert (ROOT / arguments[2]).read_text().strip(), command
+            assert arguments[0] == "install" and {*arguments[1::2]} <= {"-r", "-c"}, command
+            assert all((ROOT / file).read_text().strip() for file in arguments[2::2]), command
         elif program == "python" and arguments[0] == "app.py":
             self.start_page(arguments, variables, self.folder)
         elif program == "python":
