@@ -363,7 +363,8 @@ def table(results: dict[str, Any]) -> str:
     ]
     errors = len(photos["errors"]) + len(cameras["errors"])
     low, high = photos["least_and_most"]
-    megabytes = {key: f"{used[key] / 1e6:,.0f} MB" for key in ("before", "after", "settled", "peak")}
+    later = f", {used['settled'] / 1e6:,.0f} MB {used['seconds']:.0f} seconds later" if used["seconds"] >= 1 else ""
+    megabytes = {key: f"{used[key] / 1e6:,.0f} MB" for key in ("before", "after", "peak")}
     return "\n".join(
         [
             "| | visitors | answers | p50 | p95 | p99 |",
@@ -373,7 +374,7 @@ def table(results: dict[str, Any]) -> str:
             f"{results['seconds']:.0f} seconds, {results['visitors']} visitors who ask again as soon as they are "
             f'answered, and three who behave badly; {errors} errors, {photos["busy"] + cameras["busy"]} times "busy". '
             f"Every visitor with photos got {low} to {high} answers. Memory of the server: {megabytes['before']} "
-            f"before, {megabytes['after']} at the end, {megabytes['settled']} {used['seconds']:.0f} seconds later, at "
+            f"before, {megabytes['after']} at the end{later}, at "
             f"most {megabytes['peak']}. Visitors and server shared {results['machine']}.",
         ]
     )

@@ -341,7 +341,7 @@ def fit(
     output = Path(output)
     state_file = output / STATE_FILE
     resumed = resume and state_file.exists()  # if not, it was cut before it began
-    if state_file.exists() and not resume:
+    if (output / "model.safetensors").exists() and state_file.exists() and not resume:
         raise FileExistsError(f"{output} already holds a network; pass --resume to go on with it, or another --output.")
     if (output / "model.safetensors").exists() and not resumed:
         raise FileExistsError(
