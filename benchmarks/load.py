@@ -363,8 +363,8 @@ def table(results: dict[str, Any]) -> str:
     ]
     errors = len(photos["errors"]) + len(cameras["errors"])
     low, high = photos["least_and_most"]
-    later = f", {used['settled'] / 1e6:,.0f} MB {used['seconds']:.0f} seconds later" if used["seconds"] >= 1 else ""
-    megabytes = {key: f"{used[key] / 1e6:,.0f} MB" for key in ("before", "after", "peak")}
+    megabytes = {key: f"{used[key] / 1e6:,.0f} MB" for key in ("before", "after", "settled", "peak")}
+    later = f", {megabytes['settled']} {used['seconds']:.0f} seconds later" if used["seconds"] >= 1 else ""
     return "\n".join(
         [
             "| | visitors | answers | p50 | p95 | p99 |",

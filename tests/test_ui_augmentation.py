@@ -139,7 +139,7 @@ def test_augment_says_what_is_wrong(client, url, photos):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_curl_example_of_the_readme_answers(url, photos, crop):
+def test_the_curl_example_of_the_guide_answers(url, photos, crop):
     (example,) = re.findall(r"```bash\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
     script = example.replace("http://127.0.0.1:7860/", url).replace("photo.jpg", str(photos["person.png"]))
     done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, timeout=PATIENCE, check=True)
