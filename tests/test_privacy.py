@@ -1,5 +1,6 @@
 """What is left of a face when a visitor has gone: nothing on disk, in a log or with another machine."""
 
+import os
 import signal
 import socket
 import time
@@ -174,6 +175,21 @@ def test_forgetting_outlives_an_error_and_reaches_whom_others_pushed_out(
         wait_until(lambda: "FileNotFoundError in:" in capsys.readouterr().err)
     wait_until(lambda: not page._queue.pending_messages_per_session and not page._queue.pending_event_ids_session)
     page.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows keeps such folders per user")
+def test_the_default_folder_of_uploads_is_the_users_own(tmp_path, monkeypatch) -> None:
+    folder, others = tmp_path / f"emotion48-{os.getuid()}", tmp_path / "others"
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
+    folder.mkdir(0o755)
+    emotion.ui.launch_options()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    others.mkdir(0o755)
+    folder.symlink_to(others)
+    with pytest.raises(OSError, match="was made by another user; set GRADIO_TEMP_DIR to a folder of your own"):
+        emotion.ui.launch_options()
+    assert others.stat().st_mode & 0o777 == 0o755
 
 
 def test_what_gradio_remembers_of_a_visitor_is_dropped(checkpoints, photos, tmp_path, monkeypatch) -> None:

@@ -8,7 +8,8 @@ import sys
 import time
 import traceback
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -131,16 +132,24 @@ class Guard:
 
     async def _forget(self, app: gr.routes.App) -> None:
         while True:
-            try:
-                await asyncio.to_thread(sweep, Path(get_upload_folder()), self.keep_seconds)
+            with _errors_printed():
                 forget_sessions(app, self.keep_seconds)
-                if TRIM:
-                    await asyncio.to_thread(TRIM, 0)
-            except Exception:  # such as too many open files: what was not forgotten now is the next time
-                traceback.print_exc()
+            with _errors_printed():
+                await asyncio.to_thread(sweep, Path(get_upload_folder()), self.keep_seconds)
+            if TRIM:
+                await asyncio.to_thread(TRIM, 0)
             now = time.monotonic()
             self.times = {address: times for address, times in self.times.items() if now - times[-1] < 60}
             await asyncio.sleep(self.sweep_seconds)
+
+
+@contextmanager
+def _errors_printed() -> Iterator[None]:
+    """Go on after an error, such as too many open files: what was not forgotten now is the next time."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
