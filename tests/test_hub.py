@@ -731,6 +731,10 @@ def test_a_readme_with_a_broken_front_matter_is_refused(
     for name in hub.SPACE_FILES:
         (tmp_path / name).write_text(f"---\n{header}\n---\n# Page\n")
     monkeypatch.setattr(hub, "ROOT", tmp_path)
+    for name in hub.SPACE_FOLDERS:
+        with pytest.raises(FileNotFoundError, match=f"has no {name}; deploy from a whole copy of the project"):
+            hub.deploy("anna/broken", trained, dry_run=True)
+        (tmp_path / name).mkdir()
     with pytest.raises(ValueError, match="README.md has no settings of a Space between") as error:
         hub.deploy("anna/broken", trained, dry_run=True)
     assert "\n" not in str(error.value)
