@@ -419,7 +419,7 @@ def fit(
         )
 
     accelerator.wait_for_everyone()  # until all have looked for files
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not _finished(config, history):
         save(None)  # a folder that takes no files shall show before an epoch's work
     while not _finished(config, history):
         epoch, started = len(history), time.perf_counter()

@@ -134,6 +134,11 @@ def wait_for(happened: Callable[[], bool], process: int) -> bool:
     return True
 
 
+def epochs_of(output: Path) -> int:
+    history = output / "history.json"
+    return len(json.loads(history.read_text())) if history.exists() else 0
+
+
 def assert_same(output: Path, expected: Path) -> None:
     """The two runs ended with the same weights, state, calibration and figures."""
     for name in ("model.safetensors", "config.json", "metrics.json"):
@@ -169,9 +174,14 @@ def test_killed_runs_resume_to_identical_weights(
         while code != 0:
             process = trainings.start(*RECIPES[recipe], "--output", output, "--resume")
             if killed % 2:  # in the middle of writing a checkpoint
-                temporary = output / f".{rng.choice(WRITTEN)}.tmp"
+                name, before = rng.choice(WRITTEN), epochs_of(output)
+                temporary = output / f".{name}.tmp"
                 temporary.unlink(missing_ok=True)
-                killing = killed < kills and wait_for(temporary.exists, process)
+                killing = killed < kills and wait_for(
+                    # A state is also written before the first epoch of a run, and again when it goes on.
+                    lambda: temporary.exists() and (name != STATE_FILE or epochs_of(output) > before),  # noqa: B023
+                    process,
+                )
                 time.sleep(rng.uniform(0, 0.03))
             else:
                 moment = time.monotonic() + rng.uniform(0, seconds)
