@@ -97,7 +97,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
     @property
     def label_set(self) -> str:
         """Whose labels these are: a key of `LABEL_SETS`, or "own"."""
-        return next((name for name, labels in LABEL_SETS.items() if labels == self.labels), OWN_LABELS)
+        return next((name for name, labels in LABEL_SETS.items() if labels == tuple(self.labels)), OWN_LABELS)
 
     def subset(self, indices: Tensor | Sequence[int]) -> "FaceDataset":
         """The rows at `indices` (int64 or bool), in that order, as a new data set."""
