@@ -300,7 +300,8 @@ def draw_steps(file: Path) -> None:
     from matplotlib.figure import Figure
 
     face = ToTensor()(Image.open(FACE)).repeat(3, 1, 1, 1)
-    generator = torch.Generator().manual_seed(0)
+    # With this seed, what is done to some faces only is done to one of the three, or two.
+    generator = torch.Generator().manual_seed(1)
     shown = [("the face", face)]
     for step in get_enhanced_transforms_grayscale_48(training=True).steps:
         # Noise is added to the normalised picture; all are shown in [0, 1].

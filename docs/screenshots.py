@@ -28,6 +28,8 @@ LIVE_SECONDS: Final = 27
 """How long the camera runs, so that the timeline has something to show."""
 CAMERA_RATE: Final = 30
 """Pictures a second that Chromium takes a film of JPEGs to have."""
+SLOWER: Final = 2
+"""Times as long as in the example clip, each expression lasts."""
 
 
 def photo(page: Page, portrait: Path) -> None:
@@ -45,6 +47,14 @@ def live(page: Page, portrait: Path) -> None:
     page.locator("#live-camera .capture-button").click()
     page.locator("#live-result .face").wait_for()
     page.wait_for_timeout(1000 * LIVE_SECONDS)
+    # The sentence follows the bars when a screen reader has had the time for the one before.
+    page.wait_for_function(
+        """() => {
+          const [said, title] = ["#live-summary p", "#live-result h2 span:last-child"].map(
+              (name) => document.querySelector(name).innerText);
+          return said === `One face: ${title.split(",")[0]}.`;
+        }"""
+    )
 
 
 def film(file: Path) -> None:
@@ -53,8 +63,9 @@ def film(file: Path) -> None:
     with av.open(io.BytesIO(draw_clip(CLIPS["one face"]))) as clip:
         for frame in clip.decode(video=0):
             picture = Image.new("RGB", (640, 480), (128, 128, 128))
-            picture.paste(frame.to_image().resize((480, 480), Image.Resampling.BICUBIC), (80, 0))
-            for _ in range(CAMERA_RATE // CLIP_RATE):
+            # Between the camera's name and its button.
+            picture.paste(frame.to_image().resize((300, 300), Image.Resampling.BICUBIC), (260, 60))
+            for _ in range(SLOWER * CAMERA_RATE // CLIP_RATE):
                 picture.save(frames, "JPEG")
     file.write_bytes(frames.getvalue())
 
