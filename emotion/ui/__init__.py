@@ -116,14 +116,14 @@ def launch_options() -> dict[str, Any]:
     The folder of the uploads is made, which other users of the machine may not look into.
 
     Raises:
-        OSError: if it cannot be made, or another user has made it.
+        OSError: if it cannot be made, or is a link or another user's.
     """
     folder = Path(get_upload_folder())
     folder.mkdir(0o700, parents=True, exist_ok=True)
     # Whoever sets another folder decides who may look into it.
     if hasattr(os, "getuid") and folder.name == f"emotion48-{os.getuid()}":
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            raise OSError(f"{folder} was made by another user; set GRADIO_TEMP_DIR to a folder of your own.")
+            raise OSError(f"{folder} is a link, or another user's; set GRADIO_TEMP_DIR to a folder of your own.")
         folder.chmod(0o700)
     guard = Middleware(
         Guard,

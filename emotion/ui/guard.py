@@ -136,8 +136,9 @@ class Guard:
                 forget_sessions(app, self.keep_seconds)
             with _errors_printed():
                 await asyncio.to_thread(sweep, Path(get_upload_folder()), self.keep_seconds)
-            if TRIM:
-                await asyncio.to_thread(TRIM, 0)
+            with _errors_printed():
+                if TRIM:
+                    await asyncio.to_thread(TRIM, 0)
             now = time.monotonic()
             self.times = {address: times for address, times in self.times.items() if now - times[-1] < 60}
             await asyncio.sleep(self.sweep_seconds)
