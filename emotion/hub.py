@@ -223,6 +223,7 @@ def model_card(
         side=IMAGE_SIZE,
         fer2013=fer2013,
         ferplus=ferplus,
+        majority=fer2013 and plain.get("label_set") == "ferplus",
         epochs=len(history) if isinstance(history, list) else 0,
         start_from=_cell(config.get("start_from") or ""),
         settings=_table(("setting", "value"), config.items(), "The checkpoint does not say how it was trained."),

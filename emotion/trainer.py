@@ -306,7 +306,9 @@ def fit(
     output: str | Path,
     resume: bool = False,
 ) -> EmotionCNN:
-    """Train a network and keep the weights with the best validation accuracy as a checkpoint in `output`.
+    """Train a network and keep the best weights as a checkpoint in `output`.
+
+    The best are those with the highest validation accuracy among the epochs of the last picture size.
 
     `output` also gets `history.json` and `curves.png`, rewritten every epoch, and `training_state.pt`, from which
     `resume` goes on after the last complete epoch; on the CPU with the same number of threads, a resumed run ends with
