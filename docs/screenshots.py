@@ -47,14 +47,17 @@ def live(page: Page, portrait: Path) -> None:
     page.locator("#live-camera .capture-button").click()
     page.locator("#live-result .face").wait_for()
     page.wait_for_timeout(1000 * LIVE_SECONDS)
-    # The sentence follows the bars when a screen reader has had the time for the one before.
-    page.wait_for_function(
-        """() => {
-          const [said, title] = ["#live-summary p", "#live-result h2 span:last-child"].map(
-              (name) => document.querySelector(name).innerText);
-          return said === `One face: ${title.split(",")[0]}.`;
-        }"""
-    )
+    # The sentence follows the bars when a screen reader has had the time for the one before: soon after, they agree.
+    for agree in (False, True):
+        page.wait_for_function(
+            """(agree) => {
+              const [said, title] = ["#live-summary p", "#live-result h2 span:last-child"].map(
+                  (name) => document.querySelector(name).innerText);
+              return agree === (said === `One face: ${title.split(",")[0]}.`);
+            }""",
+            arg=agree,
+        )
+    page.eval_on_selector("#live-camera video", "(video) => video.pause()")  # the face of which they speak
 
 
 def film(file: Path) -> None:
