@@ -368,7 +368,8 @@ def _space_files(space_id: str, checkpoint: str | Path) -> Files:
         parts = file.relative_to(ROOT).parts
         if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
             files["/".join(parts)] = file
-    missing = [name for name in (*SPACE_FILES, *SPACE_FOLDERS) if not (ROOT / name).exists()]
+    missing = [name for name in SPACE_FILES if not (ROOT / name).is_file()]
+    missing += [name for name in SPACE_FOLDERS if not (ROOT / name).is_dir()]
     if missing:
         raise FileNotFoundError(f"{ROOT} has no {missing[0]}; deploy from a whole copy of the project.")
     try:
