@@ -343,11 +343,11 @@ def fit(
     output = Path(output)
     state_file = output / STATE_FILE
     resumed = resume and state_file.exists()  # if not, it was cut before it began
-    if (output / "model.safetensors").exists() and state_file.exists() and not resume:
-        raise FileExistsError(f"{output} already holds a network; pass --resume to go on with it, or another --output.")
     if (output / "model.safetensors").exists() and not resumed:
         raise FileExistsError(
-            f"{output} holds a network without the {STATE_FILE} from which its training could go on; give another "
+            f"{output} already holds a network; pass --resume to go on with it, or another --output."
+            if state_file.exists()
+            else f"{output} holds a network without the {STATE_FILE} from which its training could go on; give another "
             f"--output, with --start-from {output} to train that network further."
         )
 
