@@ -208,7 +208,7 @@ def speed_table() -> str:
                 photo["seconds"]["ours"],
             ),
             compared(
-                "one photo of 640 pixels: the package `fer`, this one",
+                f"one photo of {prediction.PHOTO_SIDE} pixels: the package `fer`, this one",
                 *(beside["seconds"]["photo"][name] for name in ("fer", "ours")),
             ),
             "",
