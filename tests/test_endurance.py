@@ -77,6 +77,7 @@ def test_two_hundred_mixed_requests_leave_the_page_as_it_was(
     small = tmp_path / "small.jpg"
     face = portrait.crop((80, 0, 400, 320)).resize((160, 160))
     face.save(small)
+    grey = data_url(face.convert("L").resize((48, 48)), "PNG")
     with (
         serving(tmp_path, {"EMOTION_CHECKPOINT": str(checkpoints)}) as (url, server),
         httpx.Client(base_url=f"{url}gradio_api/", timeout=PATIENCE) as http,
@@ -95,14 +96,21 @@ def test_two_hundred_mixed_requests_leave_the_page_as_it_was(
                     lambda: visitor.ask("photo-input", "change", ["first", photo, False, None, None]),
                     "One face was found",
                 ),
-                (lambda: visitor.ask("photo-evidence", "input", ["first", photo, True, None]), "map of the evidence"),
-                (lambda: visitor.ask("network", "change", ["second", photo, False, None]), "no class is clear"),
+                (
+                    lambda: visitor.ask("photo-evidence", "input", ["first", photo, True, None, None]),
+                    "map of the evidence",
+                ),
+                (
+                    lambda: visitor.ask("network", "change", ["second", photo, False, None, None]),
+                    "no class is clear",
+                ),
                 (lambda: visitor.ask("photo-whole", "click", ["first", photo, False]), "taken for one face"),
                 (lambda: visitor.ask("photo-save", "click", ["first", photo, None]), "data:image/png"),
                 (lambda: visitor.ask("photo-input", "change", ["first", bad, False, None, None]), "is not a picture"),
                 (lambda: visitor.ask("batch-input", "upload", ["first", [photo, bad]]), "2 photos, 2 rows"),
                 (lambda: visitor.ask("photo-example", "change", ["sad"]), "sad.png"),
-                (lambda: visitor.ask("augmentation-input", "change", [photo, 1, 0.5, []]), "Step by step"),
+                (lambda: visitor.ask("augmentation-input", "change", [photo]), "One face was found"),
+                (lambda: visitor.ask("augmentation-seed", "change", [grey, 1, 0.5, []]), "Step by step"),
                 (lambda: visitor.stream(face), "One face"),
             ]
             for request, wanted in requests:

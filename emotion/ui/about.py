@@ -50,7 +50,16 @@ def about_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
 
     card = gr.Markdown(elem_id="about-card")
     # The tab itself is the card's parent.
-    gr.on([card.parent.select, network.change], show, network, card, api_visibility="private", show_progress="hidden")
+    gr.on(
+        [card.parent.select, network.change],
+        show,
+        network,
+        card,
+        # A network that a link brings while the tab is opened is the next.
+        trigger_mode="always_last",
+        api_visibility="private",
+        show_progress="hidden",
+    )
     return {}
 
 

@@ -76,19 +76,20 @@ def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict
                 )
             summary = announced(HINT, "augmentation-summary", "summary")
             result = gr.HTML(elem_id="augmentation-result")
-    # The face stays with the visitor, who sends it along with every change: the server keeps none.
-    face = gr.Textbox(visible=False)
+    # The face stays with the visitor, who sends it along with every change: the server keeps none. It is on the page,
+    # not left out like what is never shown, since its change is what draws.
+    face = gr.Textbox(visible="hidden")
 
-    def give(path: str | None, seed: int, strength: float, steps: list[str]) -> tuple[str, str, str]:
+    def find(path: str | None) -> tuple[str, str]:
         if path is None:
-            return "", HINT, ""
+            return "", HINT
         try:
             crop, sentence = _find_face(predictor, path)
         except (ValueError, OSError) as error:
-            return "", f'<p class="error">{escape(reason(error, path))}</p>', ""
-        return _png(crop), f"<p>{sentence}</p>", _show(crop, seed, strength, steps)
+            return "", f'<p class="error">{escape(reason(error, path))}</p>'
+        return _png(crop), f"<p>{sentence}</p>"
 
-    def change(face: str, seed: int, strength: float, steps: list[str]) -> str:
+    def show(face: str, seed: int, strength: float, steps: list[str]) -> str:
         if not face:
             return ""
         try:
@@ -123,19 +124,20 @@ def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict
         return item | {"face": _png(crop), "steps": views, "draws": draws, "error": None}
 
     settings = [seed, strength, steps]
-    photo.change(
-        give, [photo, *settings], [face, summary, result], api_visibility="private", show_progress_on=result
-    ).then(None, photo, None, js=SCROLL_JS.format(id="augmentation-sliders"), api_visibility="private")
+    photo.change(find, photo, [face, summary], api_visibility="private", show_progress_on=result).then(
+        None, photo, None, js=SCROLL_JS.format(id="augmentation-sliders"), api_visibility="private"
+    )
+    # The only one that fills the result: what of two came last would not always be shown last.
     gr.on(
-        [setting.change for setting in settings],
-        change,
+        [component.change for component in (face, *settings)],
+        show,
         [face, *settings],
         result,
         # While a slider moves, only its latest place counts.
         trigger_mode="always_last",
         show_progress="hidden",
         api_visibility="private",
-    )
+    ).then(None, face, None, js=SCROLL_JS.format(id="augmentation-sliders"), api_visibility="private")
     gr.on([], augment, [photo, *settings], gr.JSON(visible=False), api_name="augment")
     return {"example": example, "seed": seed, "strength": strength}
 

@@ -33,11 +33,12 @@ SAVE_JS: Final = (
     "(url) => {{ const link = document.createElement('a'); link.href = url; link.download = '{name}'; link.click() }}"
 )
 """Saves a data address that an event hands over as the file `name`."""
-SCROLL_JS: Final = """(photo) => {{
-  const result = document.getElementById("{id}");
-  if (photo && result.getBoundingClientRect().bottom > innerHeight) result.scrollIntoView();
+SCROLL_JS: Final = """(given) => {{
+  const result = document.getElementById("{id}"), name = given?.path ?? given;
+  if (name && name !== result.ledTo && result.getBoundingClientRect().bottom > innerHeight) result.scrollIntoView();
+  result.ledTo = name;
 }}"""
-"""On a phone, the result is below what is seen while a photo is given."""
+"""On a phone, the result is below what is seen while a photo is given: leads there, once for what is given."""
 
 # At least 3:1 against the cards of both themes, as WCAG 2.2 asks of graphics.
 COLOURS: Final = {

@@ -55,18 +55,18 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     # What stands on the page: network, path and whether the evidence is shown; None after a file that was no photo.
     answered = gr.State()
 
-    def show(name: str, path: str | None, evidence: bool, is_whole: bool = False) -> tuple[Any, ...]:
-        *parts, fine = _show(networks[name], path, evidence, is_whole)
-        return *parts, is_whole, (name, path, evidence) if fine else None
-
-    def show_given(name: str, path: str | None, evidence: bool, is_whole: bool, answered: Any) -> tuple[Any, ...]:
+    def show(name: str, path: str | None, evidence: bool, is_whole: bool, answered: Any) -> tuple[Any, ...]:
         # Gradio says twice that a photo has changed that replaces another one.
-        if answered == (name, path, evidence) and not is_whole:
+        if answered == (name, path, evidence):
             return *[gr.skip()] * 4, is_whole, answered
-        return show(name, path, evidence)
+        return answer_anew(name, path, evidence, is_whole and answered is not None and answered[1] == path)
 
     def show_whole(name: str, path: str | None, evidence: bool) -> tuple[Any, ...]:
-        return show(name, path, evidence, is_whole=True)
+        return answer_anew(name, path, evidence, is_whole=True)
+
+    def answer_anew(name: str, path: str | None, evidence: bool, is_whole: bool) -> tuple[Any, ...]:
+        *parts, fine = _show(networks[name], path, evidence, is_whole)
+        return *parts, is_whole, (name, path, evidence) if fine else None
 
     def draw(name: str, path: str | None, is_whole: bool) -> str:
         gone = gr.Error("There is no face to draw any more; give the photo again.", print_exception=False)
@@ -104,11 +104,16 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
 
     given, shown = [network, photo, evidence], [summary, result, whole, tools, is_whole, answered]
     private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": result}
-    photo.change(show_given, [*given, is_whole, answered], shown, **private).then(
-        None, photo, None, js=SCROLL_JS.format(id="photo-summary"), api_visibility="private"
-    )
+    # One event for whatever changes: what of two came last would not always be shown last.
+    gr.on(
+        [photo.change, network.change, evidence.input],
+        show,
+        [*given, is_whole, answered],
+        shown,
+        trigger_mode="always_last",
+        **private,
+    ).then(None, photo, None, js=SCROLL_JS.format(id="photo-summary"), api_visibility="private")
     whole.click(show_whole, given, shown, **private)
-    gr.on([network.change, evidence.input], show, [*given, is_whole], shown, **private)
     save.click(draw, [network, photo, is_whole], drawn, **private).success(
         None, drawn, None, js=SAVE_JS.format(name="expression.png"), api_visibility="private"
     )
