@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from urllib.error import URLError
@@ -93,6 +93,17 @@ def group(portrait: Image.Image) -> Image.Image:
 def scenery() -> Image.Image:
     """A photo without a face: a cup of coffee."""
     return Image.fromarray(skimage.data.coffee())
+
+
+def files_in(*folders: Path) -> dict[Path, int]:
+    """Every file below the folders, with its size; a server may be deleting some of them."""
+    sizes = {}
+    for folder in folders:
+        for parent, _, names in os.walk(folder):
+            for file in (Path(parent, name) for name in names):
+                with suppress(FileNotFoundError):
+                    sizes[file] = file.lstat().st_size
+    return sizes
 
 
 def write_clip(path: Path, pictures: Sequence[Image.Image], times: Sequence[float], codec: str = "libx264") -> Path:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import PATIENCE, serving, with_browser
+from conftest import PATIENCE, files_in, serving, with_browser
 from playwright.sync_api import Browser, expect
 
 import emotion.ui
@@ -24,11 +24,6 @@ CLOCK = (
     "signal.signal(signal.SIGUSR2, lambda *_: setattr(time, 'time', now))",
 )
 """Puts the clock forward, at a signal, by the four minutes that the page states, and back at another one."""
-
-
-def listing(*folders: Path) -> dict[Path, int]:
-    """Every file below the folders, with its size."""
-    return {file: file.lstat().st_size for folder in folders for file in folder.rglob("*") if not file.is_dir()}
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
@@ -55,7 +50,7 @@ def test_nothing_of_a_face_is_left_by_a_session_and_by_a_killed_server(
     site = tmp_path / "site"
     site.mkdir()
     with serving(site, {"EMOTION_CHECKPOINT": str(checkpoints)}, *CLOCK) as (url, process):
-        before = listing(*areas.values(), site)
+        before = files_in(*areas.values(), site)
         context = browser.new_context(permissions=["camera"])
         context.set_default_timeout(1000 * PATIENCE)
         page = context.new_page()
@@ -64,7 +59,7 @@ def test_nothing_of_a_face_is_left_by_a_session_and_by_a_killed_server(
         # Each way of giving a face, and something that shows that it has been looked at.
         page.set_input_files("#photo-input input[type=file]", photos["pair.jpg"])
         expect(page.locator("#photo-result .face")).to_have_count(2)
-        assert photos["pair.jpg"].stat().st_size in listing(site / "uploads").values()
+        assert photos["pair.jpg"].stat().st_size in files_in(site / "uploads").values()
         page.get_by_label("Show where the evidence lies").check()
         expect(page.locator("#photo-result figure img")).to_have_count(4)
         with page.expect_download():
@@ -91,13 +86,13 @@ def test_nothing_of_a_face_is_left_by_a_session_and_by_a_killed_server(
         assert httpx.get(f"{url}gradio_api/deep_link", params={"session_hash": "any"}).status_code == 404
         context.close()
         with begun_upload(url, photos["person.png"]):
-            wait_until(lambda: any(file.name.startswith("tmp") for file in listing(site / "uploads")))
+            wait_until(lambda: any(file.name.startswith("tmp") for file in files_in(site / "uploads")))
         process.send_signal(signal.SIGUSR1)
-        wait_until(lambda: not listing(site / "uploads"))
-        left = {name: size for name, size in listing(*areas.values(), site).items() if before.get(name) != size}
+        uploads = site / "uploads"
+        wait_until(lambda: not files_in(uploads) and not [f for f in uploads.iterdir() if len(f.name) == 64])
+        left = {name: size for name, size in files_in(*areas.values(), site).items() if before.get(name) != size}
         # The fonts of this machine, for the diagrams of the model's card.
         assert [file.name for file in left if file != site / "app.log" and file.parent.name != "matplotlib"] == []
-        assert not [folder for folder in (site / "uploads").iterdir() if len(folder.name) == 64]
         assert not (site / "outside").exists(), (site / "outside").read_text()
         log = (site / "app.log").read_text()
         assert "base64" not in log and "Traceback" not in log
@@ -108,10 +103,10 @@ def test_nothing_of_a_face_is_left_by_a_session_and_by_a_killed_server(
         time.sleep(1)
         with begun_upload(url, photos["person.png"]), open(photos["pair.jpg"], "rb") as file:
             httpx.post(f"{url}gradio_api/upload", files={"files": file}, timeout=PATIENCE).raise_for_status()
-            wait_until(lambda: len(listing(site / "uploads")) == 2)
+            wait_until(lambda: len(files_in(site / "uploads")) == 2)
             process.send_signal(signal.SIGKILL)
             process.wait()
-    assert len(listing(site / "uploads")) == 2
+    assert len(files_in(site / "uploads")) == 2
     foreign = site / "uploads" / "notes.txt"
     foreign.touch()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(site / "uploads"))
@@ -119,7 +114,7 @@ def test_nothing_of_a_face_is_left_by_a_session_and_by_a_killed_server(
     monkeypatch.setattr(emotion.ui, "KEEP_SECONDS", 1)
     page = emotion.ui.build_page(load_networks(checkpoints / "first"))
     page.launch(prevent_thread_lock=True, quiet=True, **emotion.ui.launch_options())
-    wait_until(lambda: listing(site / "uploads").keys() == {foreign})
+    wait_until(lambda: files_in(site / "uploads").keys() == {foreign})
     page.close()
 
 

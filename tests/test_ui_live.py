@@ -5,14 +5,13 @@ import io
 import json
 import re
 import threading
-from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
 import numpy as np
 import pytest
-from conftest import CHROMIUM, FLAGS, PATIENCE, serious_violations, with_browser
+from conftest import CHROMIUM, FLAGS, PATIENCE, files_in, serious_violations, with_browser
 from gradio.data_classes import ImageData
 from gradio.exceptions import Error
 from PIL import Image, ImageOps
@@ -45,12 +44,8 @@ def camera_is(page: Page, state: str) -> None:
     )
 
 
-def files(site: Path) -> set[Path]:
-    return {file for file in (site / "uploads").rglob("*") if file.is_file()}
-
-
 def test_frames_that_come_while_the_server_is_busy_are_dropped_and_none_is_written(url, site, portrait, page_predictor):
-    before = files(site)
+    before = files_in(site / "uploads").keys()
     person = portrait.resize((240, 240))
     frames = []
     for left in (0, 400):
@@ -97,7 +92,7 @@ def test_frames_that_come_while_the_server_is_busy_are_dropped_and_none_is_writt
     # The newest frame has been answered, and since it was sent at most the one that was being looked at before.
     assert late <= 2 and len(answers) < FRAMES
     assert wanted not in answers[0]
-    assert files(site) <= before
+    assert files_in(site / "uploads").keys() <= before
 
 
 def test_the_stream_reads_pictures_that_are_sent_and_no_file_of_the_server(photos):
@@ -200,7 +195,7 @@ def test_cameras_take_turns(checkpoints, tmp_path, monkeypatch, browser):
         expect(words).not_to_have_text(words.inner_text())
     context.close()
     served.close()
-    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not files_in(tmp_path)
 
 
 @with_browser

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, files_in
 from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from mcp import ClientSession
@@ -138,7 +138,7 @@ def test_a_picture_given_as_text_is_deleted_like_an_upload(checkpoints, portrait
     page.launch(prevent_thread_lock=True, quiet=True, mcp_server=True, **emotion.ui.launch_options())
     result = ask(page.local_url, "predict", {"image": data_url(portrait, "PNG")})
     assert len(json.loads(result.content[0].text)["faces"]) == 1
-    assert [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files_in(tmp_path)
     delete_files_created_by_app(page, age=0)  # what the page does once a minute, with another age
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not files_in(tmp_path)
     page.close()

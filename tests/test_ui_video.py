@@ -14,7 +14,7 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
-from conftest import PAGE_LABELS, PATIENCE, with_browser, write_clip
+from conftest import PAGE_LABELS, PATIENCE, files_in, with_browser, write_clip
 from gradio.data_classes import FileData
 from gradio.exceptions import Error
 from gradio_client import Client, handle_file
@@ -283,7 +283,7 @@ def test_the_file_of_an_example_is_deleted_like_an_upload(checkpoints, tmp_path,
 
     def wait_for(some: bool) -> None:
         deadline = time.monotonic() + PATIENCE
-        while any(file.is_file() for file in tmp_path.rglob("*")) != some:
+        while bool(files_in(tmp_path)) != some:
             assert time.monotonic() < deadline
             page.wait_for_timeout(100)
 
