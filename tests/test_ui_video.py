@@ -197,9 +197,9 @@ def test_video_endpoint_reads_nothing_on_the_server_but_uploads(url, clip):
 
 
 @with_browser
-def test_a_clip_becomes_a_timeline_key_moments_and_a_csv(opened, requests, url, clip, page_predictor, tmp_path):
+def test_progress_is_shown_while_a_clip_is_looked_at(opened, portrait, tmp_path):
     page = opened
-    # The clip may be done before a test that looks now and then has seen the progress.
+    # A test that looks now and then might come too late.
     page.evaluate(
         """() => {
             window.said = [];
@@ -208,10 +208,17 @@ def test_a_clip_becomes_a_timeline_key_moments_and_a_csv(opened, requests, url, 
             new MutationObserver(note).observe(document.body, { subtree: true, childList: true, attributes: true });
         }"""
     )
+    give(page, write_clip(tmp_path / "long.mp4", [portrait.resize((320, 320))] * 41, [n / 5 for n in range(41)]))
+    expect(page.locator("#video-result .followed")).to_have_count(1)
+    assert re.search(r"Looking at your clip: \d+ / 41 pictures", str(page.evaluate("window.said")))
+
+
+@with_browser
+def test_a_clip_becomes_a_timeline_key_moments_and_a_csv(opened, requests, url, clip, page_predictor, tmp_path):
+    page = opened
     give(page, clip)
     face = page.locator("#video-result .followed")
     expect(face).to_have_count(1)
-    assert re.search(r"Looking at your clip: \d+ / 8 pictures", str(page.evaluate("window.said")))
     expect(page.locator("#video-summary")).to_contain_text("In this clip of 1.5 seconds, one face was found: ")
     expect(face.locator("svg[role=img]")).to_have_attribute("aria-label", re.compile("^From 0.0 to 1.4 seconds: on"))
     assert face.locator("path").count() == len(PAGE_LABELS)
