@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,7 @@ import skimage.data
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from torch import nn
 
 from emotion.checkpoint import save_checkpoint
@@ -104,6 +104,37 @@ def files_in(*folders: Path) -> dict[Path, int]:
                 with suppress(FileNotFoundError):
                     sizes[file] = file.lstat().st_size
     return sizes
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@contextmanager
+def late_answers(page: Page, is_late: Callable[[str], bool]) -> Iterator[None]:
+    """Hold back what the server says to some requests, at least one, until the end.
+
+    Args:
+        page: asks for the events.
+        is_late: whether a request, given its body, is one of them.
+    """
+    held, is_slow = [], True
+
+    def answer(route: Route) -> None:
+        if is_slow and is_late(route.request.post_data):
+            held.append((route, route.fetch()))
+        else:
+            route.continue_()
+
+    page.route("**/queue/join*", answer)
+    yield
+    assert held
+    is_slow = False
+    for route, response in held:
+        route.fulfill(response=response)
 
 
 def write_clip(path: Path, pictures: Sequence[Image.Image], times: Sequence[float], codec: str = "libx264") -> Path:

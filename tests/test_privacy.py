@@ -4,13 +4,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import PATIENCE, files_in, serving, with_browser
+from conftest import PATIENCE, files_in, serving, wait_until, with_browser
 from playwright.sync_api import Browser, expect
 
 import emotion.ui
@@ -24,13 +23,6 @@ CLOCK = (
     "signal.signal(signal.SIGUSR2, lambda *_: setattr(time, 'time', now))",
 )
 """Puts the clock forward, at a signal, by the four minutes that the page states, and back at another one."""
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 @with_browser

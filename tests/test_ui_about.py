@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import torch
-from conftest import PATIENCE, serious_violations, with_browser
+from conftest import PATIENCE, late_answers, serious_violations, with_browser
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, expect
 
 from emotion.checkpoint import save_checkpoint
 from emotion.model import EmotionCNN
@@ -125,25 +125,13 @@ def test_no_card_is_made_before_its_tab_is_opened(url):
 
 @with_browser
 def test_a_network_that_is_chosen_while_a_card_is_on_its_way_gets_its_own(page, url):
-    held, is_slow = [], True
-
-    def answer_late(route: Route) -> None:
-        if is_slow and '"data":["bare"]' in route.request.post_data:
-            held.append((route, route.fetch()))
-        else:
-            route.continue_()
-
-    page.route("**/queue/join*", answer_late)
     page.get_by_role("tab", name="Photo").click()
-    page.get_by_role("radio", name="bare").check()
-    while not held:
-        page.wait_for_timeout(100)
-    page.get_by_role("tab", name="The model").click()
-    page.get_by_role("radio", name="odd").check()
-    page.wait_for_timeout(1000)
-    is_slow = False
-    for route, response in held:
-        route.fulfill(response=response)
+    with late_answers(page, lambda body: '"data":["bare"]' in body):
+        with page.expect_request(lambda sent: '"data":["bare"]' in (sent.post_data or "")):
+            page.get_by_role("radio", name="bare").check()
+        page.get_by_role("tab", name="The model").click()
+        page.get_by_role("radio", name="odd").check()
+        page.wait_for_timeout(1000)
     expect(page.locator("#about-card h2").first).to_have_text("odd")
 
 

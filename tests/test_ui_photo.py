@@ -12,12 +12,12 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
-from conftest import PAGE_LABELS, PATIENCE, files_in, serious_violations, with_browser
+from conftest import PAGE_LABELS, PATIENCE, files_in, late_answers, serious_violations, wait_until, with_browser
 from gradio.data_classes import FileData, ImageData
 from gradio.exceptions import Error
 from gradio_client import Client, handle_file
 from PIL import Image, ImageColor
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 from test_endurance import Visitor
 
 import emotion.ui
@@ -92,10 +92,7 @@ def test_uploads_are_deleted_and_one_network_has_no_selector(served_alone, photo
     with open(photos["pair.jpg"], "rb") as file:
         [path] = httpx.post(f"{page.local_url}gradio_api/upload", files={"files": file}, timeout=PATIENCE).json()
     assert Path(path).is_relative_to(uploads)
-    deadline = time.monotonic() + PATIENCE
-    while files_in(uploads):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: not files_in(uploads))
 
 
 def test_what_a_visitor_gave_and_got_is_not_kept_in_memory(served_alone, photos):
@@ -324,26 +321,14 @@ def test_a_tab_that_is_opened_before_the_link_is_restored_stays_open(browser, ur
 )
 def test_what_is_given_while_a_link_is_restored_is_shown(browser, url, photos, clip, link, elem_id, wanted):
     page = browser.new_page()
-    held, is_slow = [], True
-
-    def answer_late(route: Route) -> None:
-        # Only restoring, the request without any value, and what is given are on time.
-        asked = route.request.post_data
-        if is_slow and '"data":[]' not in asked and "/uploads/" not in asked:
-            held.append((route, route.fetch()))
-        else:
-            route.continue_()
-
-    page.route("**/queue/join*", answer_late)
-    page.goto(f"{url}?{link}")
-    while not held:
-        page.wait_for_timeout(100)
-    with page.expect_response("**/upload?*"):
-        page.set_input_files(f"#{elem_id}-input input[type=file]", clip if elem_id == "video" else photos["person.png"])
-    page.wait_for_timeout(3000)  # The answer to it may come, or wait until the others are there.
-    is_slow = False
-    for route, response in held:
-        route.fulfill(response=response)
+    # Only restoring, the request without any value, and what is given are answered on time.
+    with late_answers(page, lambda body: '"data":[]' not in body and "/uploads/" not in body):
+        with page.expect_request(lambda sent: "/queue/join" in sent.url and '"data":[]' not in sent.post_data):
+            page.goto(f"{url}?{link}")
+        with page.expect_response("**/upload?*"):
+            file = clip if elem_id == "video" else photos["person.png"]
+            page.set_input_files(f"#{elem_id}-input input[type=file]", file)
+        page.wait_for_timeout(3000)  # The answer to it may come, or wait until the others are there.
     shown = page.locator(f"#{elem_id}-result {wanted}").first
     expect(shown).to_be_visible()
     page.wait_for_timeout(1000)
