@@ -75,7 +75,9 @@ def _option(field: dataclasses.Field) -> dict[str, Any]:
     if isinstance(field.default, bool):
         return {"action": argparse.BooleanOptionalAction}
     if isinstance(field.default, tuple):
-        return {"type": type(field.default[0]), "nargs": "+" if len(field.default) == 1 else len(field.default)}
+        # One default value or none stands for any number of them; only text has none.
+        kind = type(field.default[0]) if field.default else str
+        return {"type": kind, "nargs": len(field.default) if len(field.default) > 1 else "+"}
     if isinstance(field.default, (int, float)):
         return {"type": type(field.default)}
     return {"choices": field.metadata["choices"]}

@@ -90,7 +90,7 @@ def score(model: EmotionCNN, logits: Tensor, dataset: FaceDataset) -> dict[str, 
     Raises:
         ValueError: if the data set is empty or shares no class name with the model.
     """
-    probabilities = _probabilities(model, logits, dataset)
+    probabilities = calibrated_probabilities(model, logits, dataset)
     truth = dataset.class_indices.numpy()
     predicted = probabilities.argmax(1)
     confusion = np.zeros((len(dataset.labels), len(dataset.labels)), dtype=int)
@@ -129,8 +129,21 @@ def _known(model: EmotionCNN, dataset: FaceDataset) -> list[str]:
     return known
 
 
-def _probabilities(model: EmotionCNN, logits: Tensor, dataset: FaceDataset) -> np.ndarray:
-    """Calibrated probabilities, float64 (N, classes of `dataset`), averaged over the views of `logits`."""
+def calibrated_probabilities(model: EmotionCNN, logits: Tensor, dataset: FaceDataset) -> np.ndarray:
+    """What the model answers for each face, in the classes of the data set.
+
+    Args:
+        model: the network that gave the logits.
+        logits: float (views, N, model classes) from `compute_logits`.
+        dataset: the N faces.
+
+    Returns:
+        Float64 (N, classes of `dataset`), averaged over the views, rows summing to 1. Classes are matched by name, as
+        in `score`.
+
+    Raises:
+        ValueError: if the data set is empty or shares no class name with the model.
+    """
     known = _known(model, dataset)
     logits = logits[:, :, [model.labels.index(label) for label in known]]
     probabilities = np.zeros((len(dataset), len(dataset.labels)))
@@ -170,7 +183,7 @@ def report(
     if training is not None and (unseen := not_in(dataset, training)).any():
         result["unseen"] = about | score(model, logits[:1, unseen], dataset.subset(unseen))
     if split_kind(split) not in ("train", "test"):
-        probabilities = _probabilities(model, logits[:1], dataset)
+        probabilities = calibrated_probabilities(model, logits[:1], dataset)
         confidence, correct = probabilities.max(1), probabilities.argmax(1) == dataset.class_indices.numpy()
         threshold = clear_threshold(confidence, correct)
         clear = confidence >= threshold

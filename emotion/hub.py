@@ -198,6 +198,7 @@ def model_card(
     results = {key: _dict(metrics, key) for key in RESULTS if _dict(metrics, key)}
     plain = results.get("plain", {})
     config = _dict(training_config, "config")
+    teachers = config.get("teachers")
     fer2013 = str(plain.get("split")).lower() in KAGGLE_SPLITS
     ferplus = fer2013 and (plain.get("label_set") == "ferplus" or config.get("soft_targets") is True)
     datasets = ["fer2013"] * fer2013 + ["ferplus"] * ferplus
@@ -226,6 +227,7 @@ def model_card(
         majority=fer2013 and plain.get("label_set") == "ferplus",
         epochs=len(history) if isinstance(history, list) else 0,
         start_from=_cell(config.get("start_from") or ""),
+        teachers=_cell(", ".join(map(str, teachers)) if isinstance(teachers, list) else ""),
         settings=_table(("setting", "value"), config.items(), "The checkpoint does not say how it was trained."),
         measured=bool(results),
         split_kind=split_kind(str(plain.get("split"))),

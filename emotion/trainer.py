@@ -31,6 +31,7 @@ from emotion.checkpoint import (
     to_json,
 )
 from emotion.data import FaceDataset
+from emotion.evaluate import calibrated_probabilities, compute_logits
 from emotion.labels import IMAGE_SIZE
 from emotion.model import BLOCKS, EmotionCNN, create_enhanced_grayscale_model
 from emotion.transfer import BACKBONES
@@ -71,7 +72,15 @@ class TrainingConfig:
     dropout_rate: float = _option(0.5, "first dropout of the classifier; the other nine scale with it")
     label_smoothing: float = _option(0.0, "share of each target that is spread over all classes")
     soft_targets: bool = _option(False, "learn from the distribution of the FER+ votes as well, where votes are given")
-    hard_epochs: int = _option(0, "last epochs, which learn from the most probable class of each target alone")
+    teachers: tuple[str, ...] = _option(
+        (),
+        "learn from the mean answer of these checkpoints (folders, .pth files or Hub ids) to each face and its mirror "
+        "image as well (distillation, Hinton et al. 2015, arXiv 1503.02531)",
+    )
+    teacher_share: float = _option(0.7, "share of each target that is the teachers' answer, where there are teachers")
+    hard_epochs: int = _option(
+        0, "last epochs, which learn from the most probable class of each target alone, without teachers"
+    )
     augmentation: tuple[float, float] = _option(
         (0.3, 1.0), "augmentation strength, 0 to 1, of the first epoch and, after a linear rise, of the second half"
     )
@@ -106,7 +115,7 @@ class TrainingConfig:
         for name in ("learning_rate", "backbone_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a positive number.")
-        for name in ("dropout_rate", "label_smoothing", "ema_decay", "weight_decay"):
+        for name in ("dropout_rate", "label_smoothing", "teacher_share", "ema_decay", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 up to, not including, 1.")
         for option in dataclasses.fields(self):
@@ -155,8 +164,8 @@ class FaceLoader:
     """Batches of faces that live on the device as uint8 and are augmented there, a batch at a time.
 
     Yields (images, targets): float (B, 1, S, S), normalised, and float (B, C). With several processes, each one gets
-    its own share of the rows. Set `epoch`, augmentation `strength`, picture `size` and `hard_targets` (one-hot instead
-    of distributions) before iterating.
+    its own share of the rows. Set `epoch`, augmentation `strength`, picture `size` and, if they are to be others than
+    the data set's, `targets` (B, C) before iterating.
 
     Args:
         dataset: the faces.
@@ -185,7 +194,6 @@ class FaceLoader:
         self.epoch = 0
         self.strength = 1.0
         self.size = IMAGE_SIZE
-        self.hard_targets = False
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         rows = len(dataset) // self.world if shuffle else len(range(self.rank, len(dataset), self.world))
         self.batch_size = min(batch_size, rows) if shuffle else batch_size
@@ -207,8 +215,7 @@ class FaceLoader:
             images = self.transform(self.images[rows], self.strength, generator)
             if self.size != IMAGE_SIZE:
                 images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-            targets = self.targets[rows]
-            yield images, F.one_hot(targets.argmax(1), targets.shape[1]).float() if self.hard_targets else targets
+            yield images, self.targets[rows]
 
 
 def train_epoch(
@@ -327,9 +334,9 @@ def fit(
     Raises:
         ValueError: if the labels differ, there are fewer than two training faces and one validation face per process,
             several processes are to use `unfreeze_every`, `resume` finds a run of another configuration or other data,
-            or `start_from` is no checkpoint.
+            or `start_from` or a teacher is no checkpoint, or a teacher knows none of the labels.
         FileExistsError: if `output` holds a network and `resume` is false, or one that is not of a run.
-        FileNotFoundError: if there is no `start_from`.
+        FileNotFoundError: if there is no `start_from` or teacher of that name.
         RuntimeError: if ImageNet weights are asked for and cannot be had.
         OSError: if `output` cannot be written; what it held, and so the last complete epoch, stays.
         TrainingDiverged: if the loss stops being finite; the best weights so far stay in `output`.
@@ -397,6 +404,8 @@ def fit(
         if averaged:
             averaged.load_state_dict(state["averaged"])
         history = state["history"]
+    soft = _taught(config, training).targets.to(device)
+    hard = F.one_hot(training.class_indices, len(training.labels)).float().to(device)
 
     def save(candidate: EmotionCNN | None) -> None:
         """Write the files of the run, with the weights of `candidate` if it is the best so far."""
@@ -429,7 +438,7 @@ def fit(
         loader.epoch = epoch
         loader.strength = _strength(config, epoch)
         loader.size = validation_loader.size = config.image_sizes[epoch * len(config.image_sizes) // config.epochs]
-        loader.hard_targets = epoch >= config.epochs - config.hard_epochs
+        loader.targets = hard if epoch >= config.epochs - config.hard_epochs else soft
         if config.unfreeze_every:
             network.unfreeze_blocks(min(epoch // config.unfreeze_every, len(BLOCKS)))
         bar = tqdm(
@@ -504,6 +513,16 @@ def _build(
     if config.optimizer == "adam":
         return network, torch.optim.Adam(groups)
     return network, torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+
+
+def _taught(config: TrainingConfig, training: FaceDataset) -> FaceDataset:
+    """The faces, with targets of which `teacher_share` is what the teachers answer."""
+    if not config.teachers:
+        return training
+    teachers = [load_checkpoint(name) for name in config.teachers]
+    answers = [calibrated_probabilities(t, compute_logits(t, training, tta=True), training) for t in teachers]
+    answer = torch.from_numpy(sum(answers) / len(answers)).float()
+    return dataclasses.replace(training, targets=training.targets.lerp(answer, config.teacher_share))
 
 
 def _check_identity(before: dict, now: dict, output: Path) -> None:

@@ -561,6 +561,15 @@ def test_what_the_checkpoint_does_not_know_is_not_measured(metrics: Any) -> None
     assert "FER2013" not in card.text and ".png" not in card.text
 
 
+def test_the_card_names_the_networks_that_this_one_learned_from() -> None:
+    heir = {"config": {"start_from": "runs/a", "teachers": ["runs/b", "anna/c"]}}
+    text = model_card(EmotionCNN(), "bob/mine", training_config=heir).text
+    assert "called `runs/a` where it was trained" in text
+    assert "called `runs/b, anna/c` where it was trained" in text
+    for alone in ({"config": {"start_from": None, "teachers": []}}, {"config": {"teachers": 5}}, {}):
+        assert "where it was trained" not in model_card(EmotionCNN(), "bob/mine", training_config=alone).text
+
+
 @pytest.mark.parametrize(
     ("split", "kind"),
     [("PublicTest", "validation"), ("10% held out", "validation"), ("PrivateTest", "test"), ("Training", "training")],

@@ -25,7 +25,7 @@ FLOORS = {
     "emotion.explain": 1,
     "emotion.model": 2,
     "emotion.checkpoint": 3,
-    "emotion.trainer": 4,
+    "emotion.trainer": 4.1,
     "emotion.evaluate": 4,
     "emotion.networks": 4.2,
     "emotion.runs": 4.1,

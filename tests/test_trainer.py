@@ -240,12 +240,47 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 
-def test_hard_targets_are_the_most_probable_classes(faces: FaceDataset) -> None:
+def train_losses(folder: Path) -> list[float]:
+    return [epoch["train_loss"] for epoch in json.loads((folder / "history.json").read_text())]
+
+
+def test_teachers_answers_are_mixed_into_the_targets(faces: FaceDataset, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    # One teacher knows a class more than the faces have; both have a temperature of their own.
+    teachers = EmotionCNN(8, labels=("contempt", *FER2013_LABELS), temperature=0.1), EmotionCNN(7, temperature=0.3)
+    for name, teacher in zip("ab", teachers, strict=True):
+        save_checkpoint(teacher, tmp_path / name)
+    pixels = faces.images[:, None] / 127.5 - 1
+    with torch.no_grad():
+        answers = [
+            (teacher.eval()(view)[:, -7:] / teacher.temperature).softmax(1)
+            for teacher in teachers
+            for view in (pixels, pixels.flip(3))
+        ]
+    mixed = FaceDataset(faces.images, 0.6 * faces.targets + 0.4 * sum(answers) / 4, faces.labels)
+    config = dataclasses.replace(QUICK, epochs=1)
+    taught = dataclasses.replace(config, teachers=(str(tmp_path / "a"), str(tmp_path / "b")), teacher_share=0.4)
+    fit(config, mixed, faces, tmp_path / "by hand")
+    fit(taught, faces, faces, tmp_path / "taught")
+    assert train_losses(tmp_path / "taught") == pytest.approx(train_losses(tmp_path / "by hand"), rel=1e-5)
+    fit(config, faces, faces, tmp_path / "alone")
+    assert train_losses(tmp_path / "alone") != pytest.approx(train_losses(tmp_path / "by hand"), rel=1e-3)
+    with pytest.raises(FileNotFoundError, match="nobody"):
+        fit(dataclasses.replace(taught, teachers=("./nobody",)), faces, faces, tmp_path / "other")
+
+
+def test_hard_epochs_learn_the_most_probable_classes_alone(faces: FaceDataset, tmp_path: Path) -> None:
     soft = FaceDataset(faces.images, 0.6 * faces.targets + 0.4 / 7, faces.labels)
-    loader = FaceLoader(soft, 20, get_enhanced_transforms_grayscale_48(False))
-    assert torch.equal(torch.cat([targets for _, targets in loader]), soft.targets)
-    loader.hard_targets = True
-    assert torch.equal(torch.cat([targets for _, targets in loader]), faces.targets)
+    save_checkpoint(EmotionCNN(7), tmp_path / "teacher")
+    config = dataclasses.replace(QUICK, teachers=(str(tmp_path / "teacher"),), epochs=2)
+    losses = {}
+    for hard_epochs in (0, 1, 2):
+        output = tmp_path / str(hard_epochs)
+        fit(dataclasses.replace(config, hard_epochs=hard_epochs), soft, faces, output)
+        losses[hard_epochs] = train_losses(output)
+    fit(dataclasses.replace(config, teachers=()), faces, faces, tmp_path / "plain")
+    assert losses[2] == train_losses(tmp_path / "plain")
+    assert losses[1][0] == losses[0][0] and losses[1][1] != losses[0][1]
 
 
 def test_a_process_may_train_in_one_precision_after_the_other(
@@ -282,6 +317,7 @@ def test_original_recipe_is_the_published_one() -> None:
         ({"optimizer": "lion"}, "optimizer is 'lion'; choose from adam, sgd"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"teacher_share": 1.0}, "teacher_share is 1.0"),
         ({"start_from": "runs/first", "transfer": "vgg16"}, "start_from is runs/first, transfer vgg16; give one"),
         ({"hard_epochs": 4}, "3 epochs for 4 hard_epochs"),
         ({"image_sizes": (16, 24, 32, 48)}, "3 epochs for 0 hard_epochs and 4 image_sizes"),
