@@ -99,6 +99,8 @@ def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
                 settings = {**run["config"], **{name: run[name] for name in ("data", "precision", "processes")}}
                 settings |= {"labels": run["label_set"], "split": run["split"]}
                 seed = settings.pop("seed")
+                if not settings.get("teachers"):
+                    settings = {name: value for name, value in settings.items() if not name.startswith("teacher")}
                 [run[name] + 0.0 for name in ("epochs", "hours")]
                 [run[name][key] + 0.0 for name in RESULTS if name in run for key in ("accuracy", "ece")]
                 run["plain"]

@@ -165,7 +165,7 @@ class FaceLoader:
 
     Yields (images, targets): float (B, 1, S, S), normalised, and float (B, C). With several processes, each one gets
     its own share of the rows. Set `epoch`, augmentation `strength`, picture `size` and, if they are to be others than
-    the data set's, `targets` (B, C) before iterating.
+    the data set's, `targets`, float (N, C) on the device, before iterating.
 
     Args:
         dataset: the faces.
@@ -334,7 +334,7 @@ def fit(
     Raises:
         ValueError: if the labels differ, there are fewer than two training faces and one validation face per process,
             several processes are to use `unfreeze_every`, `resume` finds a run of another configuration or other data,
-            or `start_from` or a teacher is no checkpoint, or a teacher knows none of the labels.
+            or `start_from` or a teacher is no checkpoint, or a teacher does not know all labels.
         FileExistsError: if `output` holds a network and `resume` is false, or one that is not of a run.
         FileNotFoundError: if there is no `start_from` or teacher of that name.
         RuntimeError: if ImageNet weights are asked for and cannot be had.
@@ -404,8 +404,10 @@ def fit(
         if averaged:
             averaged.load_state_dict(state["averaged"])
         history = state["history"]
-    soft = _taught(config, training).targets.to(device)
-    hard = F.one_hot(training.class_indices, len(training.labels)).float().to(device)
+        targets = state["targets"]  # the teachers may have changed or gone
+    else:
+        targets = _taught(config, training, device)
+    soft, hard = targets.to(device), F.one_hot(training.class_indices, len(training.labels)).float().to(device)
 
     def save(candidate: EmotionCNN | None) -> None:
         """Write the files of the run, with the weights of `candidate` if it is the best so far."""
@@ -425,6 +427,7 @@ def fit(
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "history": history,
+                "targets": targets,
             },
             state_file,
         )
@@ -515,14 +518,19 @@ def _build(
     return network, torch.optim.SGD(groups, momentum=0.9, nesterov=True)
 
 
-def _taught(config: TrainingConfig, training: FaceDataset) -> FaceDataset:
-    """The faces, with targets of which `teacher_share` is what the teachers answer."""
-    if not config.teachers:
-        return training
-    teachers = [load_checkpoint(name) for name in config.teachers]
+def _taught(config: TrainingConfig, training: FaceDataset, device: torch.device) -> Tensor:
+    """Targets float32 (N, C), on the CPU, of which `teacher_share` is what the teachers answer, if there are any."""
+    teachers = [load_checkpoint(name, device) for name in config.teachers]
+    for name, teacher in zip(config.teachers, teachers, strict=True):
+        if unknown := [label for label in training.labels if label not in teacher.labels]:
+            raise ValueError(
+                f"The teacher {name} does not know {', '.join(unknown)}; give teachers that know every class of the "
+                "training faces."
+            )
+    if not teachers:
+        return training.targets
     answers = [calibrated_probabilities(t, compute_logits(t, training, tta=True), training) for t in teachers]
-    answer = torch.from_numpy(sum(answers) / len(answers)).float()
-    return dataclasses.replace(training, targets=training.targets.lerp(answer, config.teacher_share))
+    return training.targets.lerp(torch.from_numpy(sum(answers) / len(answers)).float(), config.teacher_share)
 
 
 def _check_identity(before: dict, now: dict, output: Path) -> None:

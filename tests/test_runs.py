@@ -38,10 +38,14 @@ def test_runs_that_differ_in_their_seed_are_one_trial(tmp_path: Path) -> None:
     # The same seed again takes the place of what it gave before, and is no second seed.
     log_run(log, write_run(tmp_path / "longer again", 0, 0.69, epochs=9))
 
+    # One from before there were teachers, and one without any, are the same recipe.
+    without = {"teachers": [], "teacher_share": 0.7}
+    log_run(log, write_run(tmp_path / "without teachers", 3, 0.68, **without))
+
     longer, usual = compare_runs([log])
     assert longer.settings == {"epochs": 9} and longer.values("plain", "accuracy") == [0.69]
-    assert usual.settings == {"epochs": 2} and usual.values("plain", "accuracy") == [*ACCURACIES.values()]
-    assert len(log.read_text().splitlines()) == 5
+    assert usual.settings == {"epochs": 2} and usual.values("plain", "accuracy") == [*ACCURACIES.values(), 0.68]
+    assert len(log.read_text().splitlines()) == 6
 
 
 def test_the_command_gives_mean_spread_and_number_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
