@@ -200,7 +200,7 @@ def model_card(
     config = _dict(training_config, "config")
     teachers = config.get("teachers")
     fer2013 = str(plain.get("split")).lower() in KAGGLE_SPLITS
-    ferplus = fer2013 and (plain.get("label_set") == "ferplus" or config.get("soft_targets") is True)
+    ferplus = fer2013 and (plain.get("label_set") == "ferplus" or _learned_votes(training_config))
     datasets = ["fer2013"] * fer2013 + ["ferplus"] * ferplus
     figures = _eval_results(results, "fer2013" if fer2013 else "imagefolder")
     name = hub_id.split("/")[1]
@@ -334,6 +334,12 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], otherwise: str 
 def _dict(content: Any, key: str) -> dict[str, Any]:
     value = content.get(key) if isinstance(content, dict) else None
     return value if isinstance(value, dict) else {}
+
+
+def _learned_votes(training_config: Any) -> bool:
+    """Whether the network, or one that it learned from, was trained on the votes of FER+."""
+    origins = _dict(training_config, "origins").values()
+    return _dict(training_config, "config").get("soft_targets") is True or any(map(_learned_votes, origins))
 
 
 def _is_number(value: Any) -> bool:

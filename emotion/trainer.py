@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from emotion.checkpoint import (
     atomic_write,
     load_checkpoint,
+    load_metadata,
     load_training_state,
     save_checkpoint,
     save_training_state,
@@ -82,7 +84,7 @@ class TrainingConfig:
         0, "last epochs, which learn from the most probable class of each target alone, without teachers"
     )
     augmentation: tuple[float, float] = _option(
-        (0.3, 1.0), "augmentation strength, 0 to 1, of the first epoch and, after a linear rise, of the second half"
+        (0.3, 1.0), "augmentation strength, 0 to 1, of the first epoch and, after a linear change, of the second half"
     )
     image_sizes: tuple[int, ...] = _option(
         (IMAGE_SIZE,),
@@ -404,15 +406,15 @@ def fit(
         if averaged:
             averaged.load_state_dict(state["averaged"])
         history = state["history"]
-        targets = state["targets"]  # the teachers may have changed or gone
+        targets, origins = state["targets"], state["origins"]  # other checkpoints may have changed or gone
     else:
-        targets = _taught(config, training, device)
+        targets, origins = _taught(config, training, device), _origins(config)
     soft, hard = targets.to(device), F.one_hot(training.class_indices, len(training.labels)).float().to(device)
 
     def save(candidate: EmotionCNN | None) -> None:
         """Write the files of the run, with the weights of `candidate` if it is the best so far."""
         if candidate:
-            save_checkpoint(candidate, output, training_config=identity)
+            save_checkpoint(candidate, output, training_config=identity | {"origins": origins})
         with atomic_write(output / "history.json") as file:
             file.write_bytes(to_json("history", history))
         if history:
@@ -428,6 +430,7 @@ def fit(
                 "scheduler": scheduler.state_dict(),
                 "history": history,
                 "targets": targets,
+                "origins": origins,
             },
             state_file,
         )
@@ -531,6 +534,15 @@ def _taught(config: TrainingConfig, training: FaceDataset, device: torch.device)
         return training.targets
     answers = [calibrated_probabilities(t, compute_logits(t, training, tta=True), training) for t in teachers]
     return training.targets.lerp(torch.from_numpy(sum(answers) / len(answers)).float(), config.teacher_share)
+
+
+def _origins(config: TrainingConfig) -> dict[str, Any]:
+    """How the networks that this one learns from were trained, as far as their checkpoints know."""
+    origins = {}
+    for name in filter(None, (config.start_from, *config.teachers)):
+        with suppress(FileNotFoundError, ValueError):
+            origins[name] = load_metadata(name, "training_config")
+    return origins
 
 
 def _check_identity(before: dict, now: dict, output: Path) -> None:

@@ -566,6 +566,9 @@ def test_the_card_names_the_networks_that_this_one_learned_from() -> None:
     text = model_card(EmotionCNN(), "bob/mine", training_config=heir).text
     assert "called `runs/a` where it was trained" in text
     assert "called `runs/b, anna/c` where it was trained" in text
+    voters = heir | {"origins": {"runs/b": {"origins": {"runs/0": {"config": {"soft_targets": True}}}}}}
+    for config, datasets in ((heir, ["fer2013"]), (voters, ["fer2013", "ferplus"])):
+        assert model_card(EmotionCNN(), "bob/mine", METRICS, training_config=config).data.datasets == datasets
     for alone in ({"config": {"start_from": None, "teachers": []}}, {"config": {"teachers": 5}}, {}):
         assert "where it was trained" not in model_card(EmotionCNN(), "bob/mine", training_config=alone).text
 

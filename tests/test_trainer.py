@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from emotion.checkpoint import load_checkpoint, load_training_state, save_checkpoint
+from emotion.checkpoint import load_checkpoint, load_metadata, load_training_state, save_checkpoint
 from emotion.data import FaceDataset
 from emotion.demo import make_dataset
 from emotion.evaluate import evaluate
@@ -275,7 +275,8 @@ def test_teachers_answers_are_mixed_into_the_targets(faces: FaceDataset, tmp_pat
 
 
 def test_a_run_goes_on_without_its_teacher(faces: FaceDataset, tmp_path: Path) -> None:
-    save_teacher(tmp_path / "teacher", 3, FER2013_LABELS, 1.0)
+    teacher = save_teacher(tmp_path / "teacher", 3, FER2013_LABELS, 1.0)
+    save_checkpoint(teacher, tmp_path / "teacher", training_config={"config": {"seed": 9}})
     config = dataclasses.replace(QUICK, epochs=2, teachers=(str(tmp_path / "teacher"),))
     fit(config, faces, faces, tmp_path / "whole")
     cut = tmp_path / "cut"
@@ -285,6 +286,7 @@ def test_a_run_goes_on_without_its_teacher(faces: FaceDataset, tmp_path: Path) -
     torch.save(state, cut / STATE_FILE)
     shutil.rmtree(tmp_path / "teacher")
     fit(config, faces, faces, cut, resume=True)
+    assert load_metadata(cut, "training_config")["origins"] == {config.teachers[0]: {"config": {"seed": 9}}}
     assert train_losses(cut) == train_losses(tmp_path / "whole")
     with pytest.raises(FileNotFoundError, match="teacher"):
         fit(config, faces, faces, tmp_path / "other")
