@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import train
 from emotion.checkpoint import load_checkpoint, load_metadata, load_training_state, save_checkpoint
 from emotion.data import FaceDataset
 from emotion.demo import make_dataset
@@ -408,21 +409,35 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     assert written["tta"]["nll"] == pytest.approx(again["nll"], rel=1e-5)
 
 
-def test_help_groups_its_flags_and_wrong_usage_exits_with_2(tmp_path: Path) -> None:
-    done = run(sys.executable, "train.py", "--help", folder=tmp_path)
-    assert done.returncode == 0
-    assert [f"{group}:\n" in done.stdout for group in ("data", "run")] == [True, True]
-    assert "\nrecipe:\n" in done.stdout
-    data = write_csv(tmp_path)
+def test_help_groups_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        train.main(["--help"])
+    assert end.value.code == 0
+    help_text = capsys.readouterr().out
+    assert [f"\n{group}:\n" in help_text for group in ("data", "run", "recipe")] == [True] * 3
+
+
+def test_wrong_usage_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "cache"))
+    data = str(write_csv(tmp_path))
+    run_on = ["--data", data, "--output", str(tmp_path / "run")]
     for arguments, sentence in (
-        (("--data", "missing.csv", "--output", tmp_path / "run"), "missing.csv does not exist; give"),
-        (("--data", data, "--output", tmp_path / "run", "--labels", "ferplus"), "No FER+ votes"),
-        (("--data", data, "--output", tmp_path / "run", "--epochs", "0"), "epochs is 0"),
-        (("--data", data, "--output", tmp_path / "run", "--image-sizes", "48", "32"), "give them in rising order"),
-        (("--data", data, "--output", tmp_path / "run", "--log", data / "log"), f"Cannot write the log {data}/log: "),
-        (("--data", data), "the following arguments are required: --output"),
+        (["--data", "missing.csv", "--output", str(tmp_path / "run")], "missing.csv does not exist; give"),
+        ([*run_on, "--labels", "ferplus"], "No FER+ votes"),
+        ([*run_on, "--epochs", "0"], "epochs is 0"),
+        ([*run_on, "--image-sizes", "48", "32"], "give them in rising order"),
+        ([*run_on, "--log", f"{data}/log"], f"Cannot write the log {data}/log: "),
+        ([*run_on, "--teachers", f"{tmp_path}/one", f"{tmp_path}/other"], f"{tmp_path}/one"),
+        (["--data", data], "the following arguments are required: --output"),
     ):
-        done = run(sys.executable, "train.py", *arguments, folder=tmp_path)
-        assert done.returncode == 2
-        assert sentence in done.stderr
-        assert "Traceback" not in done.stderr
+        try:
+            status = train.main(arguments)
+        except SystemExit as end:
+            status = end.code
+        assert status == 2, arguments
+        assert sentence in capsys.readouterr().err
+    done = run(sys.executable, "train.py", *run_on, "--labels", "ferplus", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("train.py: No FER+ votes") and done.stderr.count("\n") == 1
