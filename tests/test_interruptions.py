@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_trainer import write_csv
+from torch.distributed import TCPStore
 
 from emotion.checkpoint import load_checkpoint, load_training_state
 from emotion.trainer import STATE_FILE
@@ -279,11 +279,14 @@ def test_a_data_file_that_has_changed_is_refused(trainings: Trainings, tmp_path:
 
 
 def test_when_one_process_is_killed_the_others_say_so_and_all_resume(trainings: Trainings, tmp_path: Path) -> None:
+    stores = []
+
     def start(output: Path, *more: object) -> list[int]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        group = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        # The processes meet at a store that listens here, as under torchrun: a port looked up for them beforehand could
+        # be taken by another program until they listen.
+        stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        group = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": stores[-1].port}
+        group |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
         arguments = (*QUICK, "--batch-size", 7, "--output", output, *more)
         return [trainings.start(*arguments, RANK=rank, LOCAL_RANK=rank, **group) for rank in range(2)]
 
