@@ -308,13 +308,14 @@ def test_hard_epochs_learn_the_most_probable_classes_alone(faces: FaceDataset, t
     save_checkpoint(EmotionCNN(7), tmp_path / "teacher")
     config = dataclasses.replace(QUICK, teachers=(str(tmp_path / "teacher"),), epochs=1)
     losses = {}
-    for hard_epochs, epochs in ((0, 1), (1, 1), (1, 2)):
+    for hard_epochs, epochs in ((0, 2), (1, 1), (1, 2)):
         output = tmp_path / f"{hard_epochs} of {epochs}"
         fit(dataclasses.replace(config, hard_epochs=hard_epochs, epochs=epochs), soft, faces, output)
         losses[hard_epochs, epochs] = train_losses(output)
     fit(dataclasses.replace(config, teachers=()), faces, faces, tmp_path / "plain")
     assert losses[1, 1] == train_losses(tmp_path / "plain")
-    assert losses[1, 2][0] == losses[0, 1][0] != losses[1, 1][0]
+    assert losses[1, 2][0] == losses[0, 2][0] != losses[1, 1][0]
+    assert losses[1, 2][1] != losses[0, 2][1]
 
 
 def test_a_process_may_train_in_one_precision_after_the_other(
