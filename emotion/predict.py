@@ -67,6 +67,7 @@ class EmotionPredictor:
 
     Raises:
         FileNotFoundError: if the face detector's weights are not installed.
+        ValueError: if they are not those of `mtcnn` 1.0.0.
     """
 
     def __init__(self, model: EmotionCNN) -> None:
