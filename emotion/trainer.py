@@ -86,6 +86,10 @@ class TrainingConfig:
     augmentation: tuple[float, float] = _option(
         (0.3, 1.0), "augmentation strength, 0 to 1, of the first epoch and, after a linear change, of the second half"
     )
+    advanced_augmentation: bool = _option(
+        True,
+        "augment perspective, grey levels, sharpness and noise as well, not only flip, rotate, shift, scale and shear",
+    )
     image_sizes: tuple[int, ...] = _option(
         (IMAGE_SIZE,),
         "sides of the training pictures in pixels, each for an equal share of the epochs (progressive resizing, Tan & "
@@ -388,7 +392,8 @@ def fit(
     if config.ema_decay:
         averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
 
-    augment, plain = (get_enhanced_transforms_grayscale_48(training=flag) for flag in (True, False))
+    augment = get_enhanced_transforms_grayscale_48(True, config.advanced_augmentation)
+    plain = get_enhanced_transforms_grayscale_48(training=False)
     loader = FaceLoader(training, config.batch_size, augment, device, shuffle=True, seed=config.seed)
     validation_loader = FaceLoader(validation, 256, plain, device)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(config, len(loader)))

@@ -318,6 +318,19 @@ def test_hard_epochs_learn_the_most_probable_classes_alone(faces: FaceDataset, t
     assert losses[1, 2][1] != losses[0, 2][1]
 
 
+def test_without_advanced_augmentation_faces_only_move(faces: FaceDataset, tmp_path: Path) -> None:
+    # What moves in or out of these pictures is of their own grey: moving them changes nothing.
+    grey = dataclasses.replace(faces, images=torch.full_like(faces.images, 128))
+
+    def weights(name: str, **changes: object) -> torch.Tensor:
+        network = fit(dataclasses.replace(QUICK, epochs=1, **changes), grey, grey, tmp_path / name)
+        return nn.utils.parameters_to_vector(network.parameters())
+
+    still = weights("still", augmentation=(0.0, 0.0))
+    assert torch.equal(weights("moved", augmentation=(1.0, 1.0), advanced_augmentation=False), still)
+    assert not torch.equal(weights("changed", augmentation=(1.0, 1.0)), still)
+
+
 def test_a_process_may_train_in_one_precision_after_the_other(
     faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
 ) -> None:
