@@ -364,8 +364,15 @@ def _tables(path: Path, columns: tuple[str, ...]) -> Iterator[pd.DataFrame]:
 def _blocks(path: Path) -> Iterator[pd.DataFrame]:
     try:
         with pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, chunksize=4096) as reader:
-            yield from reader
-    except READ_ERRORS as error:
+            while True:
+                with warnings.catch_warnings():
+                    # Where the first line has more values than names, pandas only warns, and drops the last ones.
+                    warnings.simplefilter("error", pd.errors.ParserWarning)
+                    block = next(reader, None)
+                if block is None:
+                    return
+                yield block
+    except (*READ_ERRORS, pd.errors.ParserWarning) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} cannot be read as a CSV file ({reason}); fetch or unpack it again.") from error
 

@@ -199,6 +199,7 @@ FULL = " ".join(["7"] * 2304)
         (with_row(f"happy,{FULL},Training"), r"row 3: emotion is 'happy'"),
         (with_row(f"3,{FULL}"), r"row 3: Usage is empty"),
         (with_row(f"3,{FULL},Training,1"), r"cannot be read as a CSV file"),
+        (f"emotion,pixels,Usage\n3,{FULL},Training,1\n", r"cannot be read as a CSV file"),
         ("emotion,pixels,Usage\n", r"has a header but no rows"),
         ("", r"cannot be read as a CSV file"),
     ],
