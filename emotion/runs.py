@@ -3,13 +3,14 @@
 import json
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from emotion.checkpoint import load_metadata
 from emotion.evaluate import RESULTS
+from emotion.trainer import TrainingConfig
 
 KEPT: Final = ("rows", "accuracy", "nll", "ece")
 """What a line keeps of each of `emotion.evaluate.RESULTS`."""
@@ -95,12 +96,13 @@ def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
         for number, text in enumerate(Path(log).read_text(encoding="utf-8").splitlines(), 1):
             try:
                 run = json.loads(text)
-                # What train.py offers now is not what it offered then: a flag that a run did not have is no setting.
-                settings = {**run["config"], **{name: run[name] for name in ("data", "precision", "processes")}}
+                # A run from before there was a flag did what leaving it out does now, and is the same recipe.
+                settings = {**asdict(TrainingConfig()), **run["config"]}
+                settings |= {name: run[name] for name in ("data", "precision", "processes")}
                 settings |= {"labels": run["label_set"], "split": run["split"]}
                 seed = settings.pop("seed")
-                if not settings.get("teachers"):
-                    settings = {name: value for name, value in settings.items() if not name.startswith("teacher")}
+                if not settings["teachers"]:
+                    del settings["teacher_share"]
                 [run[name] + 0.0 for name in ("epochs", "hours")]
                 [run[name][key] + 0.0 for name in RESULTS if name in run for key in ("accuracy", "ece")]
                 run["plain"]
