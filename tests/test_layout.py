@@ -28,7 +28,7 @@ FLOORS = {
     "emotion.trainer": 4.1,
     "emotion.evaluate": 4,
     "emotion.networks": 4.2,
-    "emotion.runs": 4.1,
+    "emotion.runs": 4.2,
     "emotion.export": 4,
     "emotion.predict": 4.1,
     "emotion.follow": 4.2,
