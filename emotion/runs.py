@@ -79,7 +79,7 @@ def open_log(log: str | Path) -> TextIO:
 
 
 def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
-    """Gather runs that differ in nothing but their seed.
+    """Gather runs that differ in nothing but their seed and the processor.
 
     Args:
         logs: files that `log_run` has written.
@@ -96,9 +96,10 @@ def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
         for number, text in enumerate(Path(log).read_text(encoding="utf-8").splitlines(), 1):
             try:
                 run = json.loads(text)
-                # A run from before there was a flag did what leaving it out does now, and is the same recipe.
+                # A run from before there was a flag did what leaving it out does now, and is the same recipe. So is
+                # one with the same flags on another processor, whatever precision `auto` was there.
                 settings = {**asdict(TrainingConfig()), **run["config"]}
-                settings |= {name: run[name] for name in ("data", "precision", "processes")}
+                settings |= {"data": run["data"], "processes": run["processes"]}
                 settings |= {"labels": run["label_set"], "split": run["split"]}
                 seed = settings.pop("seed")
                 if not settings["teachers"]:

@@ -38,9 +38,12 @@ def test_runs_that_differ_in_their_seed_are_one_trial(tmp_path: Path) -> None:
     # The same seed again takes the place of what it gave before, and is no second seed.
     log_run(log, write_run(tmp_path / "longer again", 0, 0.69, epochs=9))
 
-    # One from before there was a flag, and one that does not give it, are the same recipe.
+    # One from before there was a flag, and one that does not give it, are the same recipe; so are two processors.
     without = {"teachers": [], "teacher_share": 0.7, "advanced_augmentation": True}
-    log_run(log, write_run(tmp_path / "not given", 3, 0.68, **without))
+    elsewhere = write_run(tmp_path / "not given", 3, 0.68, **without)
+    training = json.loads((elsewhere / "training_config.json").read_text())
+    (elsewhere / "training_config.json").write_text(json.dumps(training | {"precision": "bfloat16"}))
+    log_run(log, elsewhere)
 
     longer, usual = compare_runs([log])
     assert longer.settings == {"epochs": 9} and longer.values("plain", "accuracy") == [0.69]
