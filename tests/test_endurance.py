@@ -30,13 +30,13 @@ class Visitor:
     def __init__(self, http: httpx.Client, config: dict[str, Any]) -> None:
         self.http, self.config, self.session = http, config, uuid4().hex
 
-    def start(self, elem_id: str, event: str, data: list[Any], index: int = 0) -> str:
-        """Cause the event of a component, or the `index`th of its functions, with the values that it takes."""
+    def start(self, elem_id: str, event: str, data: list[Any]) -> str:
+        """Cause the event of a component with the values that it takes; one function of the server may listen to it."""
         [component] = [part["id"] for part in self.config["components"] if part["props"].get("elem_id") == elem_id]
-        function = [
+        [function] = [
             f["id"] for f in self.config["dependencies"] if [component, event] in f["targets"] and f["backend_fn"]
         ]
-        body = {"fn_index": function[index], "session_hash": self.session, "data": data}
+        body = {"fn_index": function, "session_hash": self.session, "data": data}
         return self.http.post("queue/join", json=body).raise_for_status().json()["event_id"]
 
     def answers(self, until: str = "process_completed") -> Any:
@@ -49,9 +49,9 @@ class Visitor:
                     return message["output"]["data"]
         raise AssertionError("the page hung up")
 
-    def ask(self, *event: Any, **which: int) -> str:
+    def ask(self, *event: Any) -> str:
         """What `start` and `answers` give, as text."""
-        self.start(*event, **which)
+        self.start(*event)
         return json.dumps(self.answers())
 
     def upload(self, photo: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def test_two_hundred_mixed_requests_leave_the_page_as_it_was(
                     "map of the evidence",
                 ),
                 (
-                    lambda: visitor.ask("network", "change", ["second", photo, False, None, None]),
+                    lambda: visitor.ask("photo-evidence", "input", ["second", photo, False, None, None]),
                     "no class is clear",
                 ),
                 (lambda: visitor.ask("photo-whole", "click", ["first", photo, False]), "taken for one face"),

@@ -149,6 +149,24 @@ def test_selector_switches_the_network_which_may_find_no_class_clear(page, photo
 
 
 @with_browser
+def test_a_network_that_is_switched_to_and_fro_is_asked_a_few_times_at_most(page, photos, requests):
+    give(page, photos["pair.jpg"])
+    expect(summary(page)).to_contain_text("2 faces")
+    # As over a phone's connection; in milliseconds, without a limit to the bytes.
+    slow = {"offline": False, "latency": 200, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+    for name in 2 * ("second", "first"):
+        page.get_by_role("radio", name=name).check()
+        page.wait_for_timeout(100)
+    asked = [0]
+    while asked[-1] != len(requests):
+        asked.append(len(requests))
+        assert len(asked) < 20, asked
+        page.wait_for_timeout(1000)
+    expect(summary(page)).not_to_contain_text("no class is clear")
+
+
+@with_browser
 def test_paste_and_snapshot_are_answered_like_an_upload(page, page_predictor, photos):
     content = base64.b64encode(photos["person.png"].read_bytes()).decode()
     page.evaluate(
@@ -283,7 +301,7 @@ def test_a_photo_that_is_given_twice_is_looked_at_once(url, photos):
             assert "figure" in visitor.ask("photo-input", "change", [*change, None, None])
         assert "taken for one face" in visitor.ask("photo-whole", "click", ["first", photo, False])
         # The same photo stays taken for one face, by another network, too; not so the next one.
-        assert "taken for one face" in visitor.ask("network", "change", ["second", photo, False, None, None])
+        assert "taken for one face" in visitor.ask("photo-evidence", "input", ["second", photo, False, None, None])
         assert "2 faces were found" in visitor.ask("photo-input", "change", ["second", other, False, None, None])
         assert "One face was found" in visitor.ask("photo-input", "change", given)
         for _ in range(2):

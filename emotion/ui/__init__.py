@@ -1,11 +1,12 @@
 """The page, one module per tab. The only package that imports gradio.
 
-`TABS` lists the tabs. Each is a function `(networks, network) -> linked`, called inside its own `gr.Tab`:
+`TABS` lists the tabs. Each is a function `(networks, network, chosen) -> linked`, called inside its own `gr.Tab`:
 
 - `networks`: `Network` by name, see `emotion.networks`; all are loaded.
 - `network`: the selector above the tabs. Its value is the name of the chosen network: give it to an event as an input
   and take `networks[name]`. Gradio refuses a name that is not offered before the function runs. With one network it
   is hidden and works the same.
+- `chosen`: a state that follows the selector. Listen to its change, not to the selector's.
 - `linked`: the components that a link restores, by their name in the query of the address: sliders, and choices
   (radio groups, drop-down lists) of text. While the tab is open, its values stand in the address; what a visitor gave
   never does.
@@ -49,7 +50,7 @@ from emotion.ui.video import video_tab
 __all__ = ["build_page", "launch_options"]
 
 TITLE: Final = "What does this face express?"
-TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio], dict[str, Component]]]]] = {
+TABS: Final[dict[str, tuple[str, Callable[[Mapping[str, Network], gr.Radio, gr.State], dict[str, Component]]]]] = {
     "photo": ("Photo", photo_tab),
     "live": ("Live", live_tab),
     "video": ("Video", video_tab),
@@ -165,13 +166,17 @@ def build_page(networks: Mapping[str, Network]) -> gr.Blocks:
         network = gr.Radio(
             list(networks), value=next(iter(networks)), label="Network", visible=len(networks) > 1, elem_id="network"
         )
+        # What comes while it is busy makes gradio repeat an event for all that listens to it: two or more that take a
+        # while, over a phone's connection, then repeat each other without end. A state's change is repeated for each.
+        chosen = gr.State()
+        network.change(lambda name: name, network, chosen, api_visibility="private", show_progress="hidden")
         shared: dict[str, Component] = {"network": network} if len(networks) > 1 else {}
         linked: dict[str, dict[str, Component]] = {}
         opened = {}
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for name, (title, fill) in TABS.items():
                 with gr.Tab(title, id=name) as tab:
-                    linked[name] = shared | fill(networks, network)
+                    linked[name] = shared | fill(networks, network, chosen)
                 opened[name] = tab.select
         gr.HTML(
             "<p><strong>An expression is not a feeling.</strong> The percentages say how people would probably label "

@@ -35,7 +35,7 @@ FOREIGN: Final = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What reading metadata raises that another program has written."""
 
 
-def about_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, Component]:
+def about_tab(networks: Mapping[str, Network], network: gr.Radio, chosen: gr.State) -> dict[str, Component]:
     """Fill the tab about the model.
 
     Arguments and return value are those of every tab, see `emotion.ui`.
@@ -51,7 +51,7 @@ def about_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     card = gr.Markdown(elem_id="about-card")
     # The tab itself is the card's parent.
     gr.on(
-        [card.parent.select, network.change],
+        [card.parent.select, chosen.change],
         show,
         network,
         card,

@@ -47,7 +47,7 @@ RANDOM: Final = [type(step).__name__ for step in PIPELINE.steps if step.random]
 """The steps that can be switched off; the other two make network input out of pixels."""
 
 
-def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, Component]:
+def augmentation_tab(networks: Mapping[str, Network], network: gr.Radio, chosen: gr.State) -> dict[str, Component]:
     """Fill the Augmentation tab and add its endpoint, `/augment`.
 
     Arguments and return value are those of every tab, see `emotion.ui`.

@@ -88,7 +88,7 @@ class Session:
     said_at: float = float("-inf")
 
 
-def live_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, Component]:
+def live_tab(networks: Mapping[str, Network], network: gr.Radio, chosen: gr.State) -> dict[str, Component]:
     """Fill the Live tab.
 
     Arguments and return value are those of every tab, see `emotion.ui`.

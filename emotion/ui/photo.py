@@ -32,7 +32,7 @@ MAX_PHOTOS: Final = 50
 """Photos that are taken at once: on two cores they are done long before the first of them is deleted."""
 
 
-def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, Component]:
+def photo_tab(networks: Mapping[str, Network], network: gr.Radio, chosen: gr.State) -> dict[str, Component]:
     """Fill the Photo tab; its endpoint `/predict` is the page's public one.
 
     Arguments and return value are those of every tab, see `emotion.ui`.
@@ -106,7 +106,7 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": result}
     # One event for whatever changes: what of two came last would not always be shown last.
     gr.on(
-        [photo.change, network.change, evidence.input],
+        [photo.change, chosen.change, evidence.input],
         show,
         [*given, is_whole, answered],
         shown,
@@ -117,7 +117,7 @@ def photo_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
     save.click(draw, [network, photo, is_whole], drawn, **private).success(
         None, drawn, None, js=SAVE_JS.format(name="expression.png"), api_visibility="private"
     )
-    gr.on([network.change, photos.upload], tabulate, [network, photos], rows, api_visibility="private")
+    gr.on([chosen.change, photos.upload], tabulate, [network, photos], rows, api_visibility="private")
     gr.on([], predict, photo, gr.JSON(visible=False), api_name="predict")
     return {"example": example}
 

@@ -56,7 +56,7 @@ class Moment(NamedTuple):
     face: Prediction
 
 
-def video_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, Component]:
+def video_tab(networks: Mapping[str, Network], network: gr.Radio, chosen: gr.State) -> dict[str, Component]:
     """Fill the Video tab and add its endpoint, `/video`.
 
     Arguments and return value are those of every tab, see `emotion.ui`.
@@ -102,7 +102,7 @@ def video_tab(networks: Mapping[str, Network], network: gr.Radio) -> dict[str, C
         return item | {"faces": _rows(tracks)}
 
     gr.on(
-        [clip.change, network.change],
+        [clip.change, chosen.change],
         show,
         [network, clip],
         [summary, result],
