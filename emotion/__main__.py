@@ -76,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     full.add_argument(
         "--full",
         action="store_true",
-        help="also with --tta, without faces seen in training, the threshold of a clear answer, and accuracy under "
-        "seven corruptions (23 times the work)",
+        help="also with --tta, without faces or photos seen in training, the threshold of a clear answer, and accuracy "
+        "under seven corruptions (23 times the work)",
     )
     full.add_argument(
         "--train-data",
@@ -244,7 +244,12 @@ def _full_table(metrics: dict[str, Any]) -> str:
         "",
         f"{'':<24}  {'faces':>6}  {'accuracy':>8}  {'95% interval':>14}  {'calibration error':>17}",
     ]
-    names = {"plain": "one view", "tta": "with the mirror image", "unseen": "not seen in training"}
+    names = {
+        "plain": "one view",
+        "tta": "with the mirror image",
+        "unseen": "not seen in training",
+        "new_photos": "nor another print of it",
+    }
     for key, name in names.items():
         if row := metrics.get(key):
             interval = "{:.1%} - {:.1%}".format(*row["interval"])

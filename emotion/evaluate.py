@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emotion.checkpoint import atomic_write, to_json
-from emotion.data import FaceDataset, not_in, split_kind
+from emotion.data import FaceDataset, not_in, photos_not_in, split_kind
 from emotion.model import EmotionCNN
 from emotion.transforms import get_enhanced_transforms_grayscale_48
 
@@ -20,6 +20,7 @@ RESULTS: Final = {
     "plain": "one view",
     "tta": "mean of the face and its mirror image",
     "unseen": "one view, without faces that also stand in the training data",
+    "new_photos": "one view, without faces whose photo also stands in the training data, in whatever print",
 }
 """The entries of `metrics.json` that measure accuracy, and what each one measures."""
 ECE_BINS = 15
@@ -169,19 +170,21 @@ def report(
         training: what the network has been trained on, if known.
 
     Returns:
-        JSON-ready. `plain` (one view), `tta` (all views) and `unseen` (one view, without the rows whose pixels stand
-        in `training` too) are what `score` returns, with `split` and `label_set`; `unseen` is left out if `training`
-        is unknown or holds every row. `clear_answer` has `split`, `rows`, and as `clear_threshold` returns it
-        `threshold`, then the `share` of rows with a top probability of at least that, and their `accuracy` (one view);
-        left out on a training or test split, where nothing may be chosen.
+        JSON-ready. `plain` (one view), `tta` (all views), `unseen` (one view, without the rows whose pixels stand in
+        `training` too) and `new_photos` (nor those of which `photos_not_in` finds another print there) are what
+        `score` returns, with `split` and `label_set`; the last two are left out if `training` is unknown or holds
+        every row. `clear_answer` has `split`, `rows`, and as `clear_threshold` returns it `threshold`, then the
+        `share` of rows with a top probability of at least that, and their `accuracy` (one view); left out on a training
+        or test split, where nothing may be chosen.
 
     Raises:
         ValueError: if the data set is empty or shares no class name with the model.
     """
     about = {"split": split, "label_set": dataset.label_set}
     result = {"plain": about | score(model, logits[:1], dataset), "tta": about | score(model, logits, dataset)}
-    if training is not None and (unseen := not_in(dataset, training)).any():
-        result["unseen"] = about | score(model, logits[:1, unseen], dataset.subset(unseen))
+    for name, select in (("unseen", not_in), ("new_photos", photos_not_in)):
+        if training is not None and (rows := select(dataset, training)).any():
+            result[name] = about | score(model, logits[:1, rows], dataset.subset(rows))
     if split_kind(split) not in ("train", "test"):
         probabilities = calibrated_probabilities(model, logits[:1], dataset)
         confidence, correct = probabilities.max(1), probabilities.argmax(1) == dataset.class_indices.numpy()

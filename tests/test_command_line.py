@@ -298,7 +298,7 @@ def test_the_full_report_is_printed_and_written(
     done = run(*call, "--full", "--json", "--train-data", tmp_path / "seen.csv", "--output", folder)
     assert done.status == 0
     result = json.loads(done.out)
-    parts = ["plain", "tta", "unseen", "clear_answer", "robustness"]
+    parts = ["plain", "tta", "unseen", "new_photos", "clear_answer", "robustness"]
     assert [key for key in result if key not in plain | {"split": 0, "label_set": 0}] == parts
     # What there is without --full is there with it, too.
     assert {key: result[key] for key in plain} == plain == {key: result["plain"][key] for key in plain}
@@ -313,7 +313,7 @@ def test_the_full_report_is_printed_and_written(
     # For people, and against the training split of --data, which repeats none of the six faces.
     table = run(*call, "--full")
     assert table.status == 0
-    assert re.search(r"^not seen in training +6 ", table.out, re.MULTILINE)
+    assert re.search(r"^not seen in training +6 .*\nnor another print of it +6 ", table.out, re.MULTILINE)
     first_words = [line.split()[0].rstrip(",") for line in table.out.splitlines()[-7:]]
     assert first_words == list(result["robustness"]["accuracy"])
 

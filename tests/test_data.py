@@ -13,13 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from emotion import data
-from emotion.data import FaceDataset, available_splits, hold_out, load_dataset, without_duplicates_of
+from emotion.data import (
+    FaceDataset,
+    available_splits,
+    hold_out,
+    load_dataset,
+    photos_not_in,
+    without_duplicates_of,
+)
 from emotion.labels import FER2013_LABELS, FERPLUS_LABELS
 
 VOTE_HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
@@ -658,6 +666,34 @@ def test_duplicates_of_another_split_are_dropped():
     assert unseen.class_indices.tolist() == [0, 1, 0]
     with pytest.raises(ValueError, match="All 3 rows also stand in the other data set"):
         without_duplicates_of(train, train)
+
+
+def test_other_prints_of_a_photo_are_recognised_and_other_people_are_not():
+    # 100 people of Labeled Faces in the Wild, one photo each, enlarged from 25 pixels.
+    faces = [
+        Image.fromarray((255 * face).astype(np.uint8)).resize((48, 48)) for face in skimage.data.lfw_subset()[:100]
+    ]
+
+    def compressed(face: Image.Image) -> Image.Image:
+        face.save(stream := io.BytesIO(), "JPEG", quality=20)
+        return Image.open(stream)
+
+    prints = (
+        lambda face: ImageEnhance.Brightness(face).enhance(0.7),
+        lambda face: ImageEnhance.Contrast(face).enhance(0.6),
+        lambda face: face.resize((36, 36)).resize((48, 48)),
+        compressed,
+    )
+    changed = [prints[index % len(prints)](face) for index, face in enumerate(faces[:50])]
+
+    def dataset(faces: list[Image.Image]) -> FaceDataset:
+        return FaceDataset(torch.from_numpy(np.stack(faces)), torch.eye(2)[[0] * len(faces)], ("a", "b"))
+
+    assert photos_not_in(dataset(faces), dataset(changed)).tolist() == [False] * 50 + [True] * 50
+    # A face without structure is like no other, but still itself.
+    flat = dataset([Image.new("L", (48, 48), grey) for grey in (0, 128)])
+    assert photos_not_in(flat, dataset(faces)).tolist() == [True, True]
+    assert photos_not_in(flat, flat.subset([1])).tolist() == [True, False]
 
 
 # Garbage: whatever a file or folder holds, faces or one sentence come out

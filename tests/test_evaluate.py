@@ -215,18 +215,21 @@ def test_no_other_threshold_makes_fewer_mistakes() -> None:
 
 def test_the_report_is_what_evaluate_says_of_each_part() -> None:
     model, faces = network(temperature=1.7), random_faces(FER2013_LABELS)
-    # Training has seen rows 5 to 9 of these faces, and others.
-    seen = FaceDataset(torch.cat([faces.images[5:10], 255 - faces.images]), torch.eye(7)[[0] * 65], faces.labels)
+    # Training has seen rows 5 to 9 of these faces, darker prints of the next two, and others.
+    images = torch.cat([faces.images[5:10], faces.images[10:12] // 2, 255 - faces.images])
+    seen = FaceDataset(images, torch.eye(7)[[0] * 67], faces.labels)
     logits = compute_logits(model, faces, tta=True)
     result = report(model, logits, faces, "PublicTest", seen)
-    assert list(result) == ["plain", "tta", "unseen", "clear_answer"]
+    assert list(result) == ["plain", "tta", "unseen", "new_photos", "clear_answer"]
     about = {"split": "PublicTest", "label_set": "fer2013"}
     assert_same(result["plain"], about | evaluate(model, faces))
     assert_same(result["tta"], about | evaluate(model, faces, tta=True))
     unseen = faces.subset([*range(5), *range(10, 60)])
     assert result["unseen"]["rows"] == 55
     assert_same(result["unseen"], about | evaluate(model, unseen))
-    assert len({json.dumps(result[key]) for key in ("plain", "tta", "unseen")}) == 3
+    new_photos = faces.subset([*range(5), *range(12, 60)])
+    assert_same(result["new_photos"], about | evaluate(model, new_photos))
+    assert len({json.dumps(result[key]) for key in ("plain", "tta", "unseen", "new_photos")}) == 4
 
     probabilities = softmax(logits_of(model, faces) / 1.7, axis=1)
     clear = result["clear_answer"]
@@ -251,7 +254,8 @@ def test_without_unseen_rows_there_is_no_such_figure() -> None:
     model, faces = network(), random_faces(FER2013_LABELS)
     logits = compute_logits(model, faces, tta=True)
     assert "unseen" not in report(model, logits, faces, "PublicTest")
-    assert "unseen" not in report(model, logits, faces, "PublicTest", faces)
+    known = report(model, logits, faces, "PublicTest", faces)
+    assert "unseen" not in known and "new_photos" not in known
 
 
 @pytest.mark.parametrize("split", ["PrivateTest", "test", "Training"])

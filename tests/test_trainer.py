@@ -409,7 +409,7 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     run_settings = json.loads((tmp_path / "run/training_config.json").read_text())
     assert run_settings["processes"] == 2
     written = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert list(written) == ["plain", "tta", "unseen", "clear_answer"]
+    assert list(written) == ["plain", "tta", "unseen", "new_photos", "clear_answer"]
     assert (tmp_path / "run/confusion.png").exists() and (tmp_path / "run/reliability.png").exists()
     metrics = written["plain"]
     history = json.loads((tmp_path / "run/history.json").read_text())
