@@ -53,6 +53,7 @@ VIEWS: Final = {
     "plain": "one view (what the page and the command line use)",
     "tta": "mean of the face and its mirror image (`--tta`, twice the work)",
     "unseen": "one view, without the faces that also stand in Training",
+    "new_photos": "one view, without those of which Training has another print, either",
 }
 BENCHMARKS: Final[dict[str, ModuleType]] = {
     "comparison": traditional,
