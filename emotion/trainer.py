@@ -33,7 +33,6 @@ from emotion.checkpoint import (
     to_json,
 )
 from emotion.data import FaceDataset
-from emotion.evaluate import calibrated_probabilities, compute_logits
 from emotion.labels import IMAGE_SIZE
 from emotion.model import BLOCKS, EmotionCNN, create_enhanced_grayscale_model
 from emotion.transfer import BACKBONES
@@ -74,14 +73,19 @@ class TrainingConfig:
     dropout_rate: float = _option(0.5, "first dropout of the classifier; the other nine scale with it")
     label_smoothing: float = _option(0.0, "share of each target that is spread over all classes")
     soft_targets: bool = _option(False, "learn from the distribution of the FER+ votes as well, where votes are given")
+    mixup: float = _option(
+        0.0,
+        "share of the faces that are mixed with another one, as are their targets, by any weights from 0 to 1 (mixup, "
+        "Zhang et al. 2018, arXiv 1710.09412)",
+    )
     teachers: tuple[str, ...] = _option(
         (),
-        "learn from the mean answer of these checkpoints (folders, .pth files or Hub ids) to each face and its mirror "
-        "image as well (distillation, Hinton et al. 2015, arXiv 1503.02531)",
+        "learn from the mean answer of these checkpoints (folders, .pth files or Hub ids) as well, to each face as it "
+        "is augmented and mixed (distillation as function matching, Beyer et al. 2022, arXiv 2106.05237)",
     )
     teacher_share: float = _option(0.7, "share of each target that is the teachers' answer, where there are teachers")
     hard_epochs: int = _option(
-        0, "last epochs, which learn from the most probable class of each target alone, without teachers"
+        0, "last epochs, which learn from the most probable class of each target alone, without mixup and teachers"
     )
     augmentation: tuple[float, float] = _option(
         (0.3, 1.0), "augmentation strength, 0 to 1, of the first epoch and, after a linear change, of the second half"
@@ -121,9 +125,12 @@ class TrainingConfig:
         for name in ("learning_rate", "backbone_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a positive number.")
-        for name in ("dropout_rate", "label_smoothing", "teacher_share", "ema_decay", "weight_decay"):
+        for name in ("dropout_rate", "label_smoothing", "ema_decay", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 up to, not including, 1.")
+        for name in ("mixup", "teacher_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a share from 0 to 1.")
         for option in dataclasses.fields(self):
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value not in (*choices, option.default):
@@ -165,12 +172,48 @@ RECIPES: dict[str, TrainingConfig] = {
 }
 
 
+class Teachers:
+    """The mean calibrated answer of several networks, in the classes of their pupil.
+
+    Args:
+        names: checkpoints (folders, `.pth` files or Hub ids).
+        labels: classes of the pupil; each teacher must know all of them.
+        device: where they answer.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if one is damaged or does not know every class.
+    """
+
+    def __init__(self, names: Sequence[str], labels: Sequence[str], device: torch.device | str) -> None:
+        self.networks = [load_checkpoint(name, device).to(memory_format=torch.channels_last) for name in names]
+        for name, network in zip(names, self.networks, strict=True):
+            if unknown := [label for label in labels if label not in network.labels]:
+                raise ValueError(
+                    f"The teacher {name} does not know {', '.join(unknown)}; give teachers that know every class of "
+                    "the training faces."
+                )
+        self.columns = [[network.labels.index(label) for label in labels] for network in self.networks]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Float images (B, 1, 48, 48), normalised, to float32 probabilities (B, C), rows summing to 1."""
+        answers = zip(self.networks, self.columns, strict=True)
+        return torch.stack([network.calibrate(network(images)[:, columns]) for network, columns in answers]).mean(0)
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """A hash of each network's weights and temperature."""
+        return [_hash(network.temperature, *network.state_dict().values()) for network in self.networks]
+
+
 class FaceLoader:
     """Batches of faces that live on the device as uint8 and are augmented there, a batch at a time.
 
     Yields (images, targets): float (B, 1, S, S), normalised, and float (B, C). With several processes, each one gets
-    its own share of the rows. Set `epoch`, augmentation `strength`, picture `size` and, if they are to be others than
-    the data set's, `targets`, float (N, C) on the device, before iterating.
+    its own share of the rows. Set `epoch`, augmentation `strength`, picture `size`, the share `mixup` of faces that
+    are mixed with another, `teach`, from images (B, 1, 48, 48) and targets to targets, and, if they are to be others
+    than the data set's, `targets`, float (N, C) on the device, before iterating.
 
     Args:
         dataset: the faces.
@@ -199,6 +242,8 @@ class FaceLoader:
         self.epoch = 0
         self.strength = 1.0
         self.size = IMAGE_SIZE
+        self.mixup = 0.0
+        self.teach: Callable[[Tensor, Tensor], Tensor] | None = None
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         rows = len(dataset) // self.world if shuffle else len(range(self.rank, len(dataset), self.world))
         self.batch_size = min(batch_size, rows) if shuffle else batch_size
@@ -217,10 +262,24 @@ class FaceLoader:
         generator = torch.Generator().manual_seed(_derived_seed(self.seed, self.epoch, f"augmentation {self.rank}"))
         for step in range(self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = self.transform(self.images[rows], self.strength, generator)
+            images, targets = self.transform(self.images[rows], self.strength, generator), self.targets[rows]
+            if self.mixup:
+                images, targets = _mixed(images, targets, self.mixup, generator)
+            if self.teach:
+                targets = self.teach(images, targets)
             if self.size != IMAGE_SIZE:
                 images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-            yield images, self.targets[rows]
+            yield images, targets
+
+
+def _mixed(images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A `share` of the images and their targets mixed with those before them in the batch, by weights from 0 to 1."""
+    chosen, weights = torch.rand(2, len(images), generator=generator)
+    weights = (weights * (chosen < share)).to(images.device, non_blocking=True)
+    return (
+        images.lerp(images.roll(1, 0), weights[:, None, None, None]),
+        targets.lerp(targets.roll(1, 0), weights[:, None]),
+    )
 
 
 def train_epoch(
@@ -382,8 +441,15 @@ def fit(
         "config": dataclasses.asdict(config),
         "precision": precision,
         "processes": accelerator.num_processes,
-        "data": _fingerprint(training, validation),
+        "data": _hash(*(t for faces in (training, validation) for t in (faces.images, faces.targets))),
     }
+    teachers = Teachers(config.teachers, training.labels, device) if config.teachers else None
+    if teachers:
+        identity["taught_by"] = teachers.fingerprints
+
+    def teach(images: Tensor, targets: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return targets.lerp(teachers(images), config.teacher_share)
 
     network, optimizer = _build(config, training.labels, device, anew=not resumed)
     if config.transfer and accelerator.is_main_process:
@@ -410,10 +476,10 @@ def fit(
         if averaged:
             averaged.load_state_dict(state["averaged"])
         history = state["history"]
-        targets, origins = state["targets"], state["origins"]  # other checkpoints may have changed or gone
+        origins = state["origins"]  # what the run has started from may have changed or gone
     else:
-        targets, origins = _taught(config, training, device), _origins(config)
-    soft, hard = targets.to(device), F.one_hot(training.class_indices, len(training.labels)).float().to(device)
+        origins = _origins(config)
+    soft, hard = loader.targets, F.one_hot(loader.targets.argmax(1), len(training.labels)).float()
 
     def save(candidate: EmotionCNN | None) -> None:
         """Write the files of the run, with the weights of `candidate` if it is the best so far."""
@@ -433,7 +499,6 @@ def fit(
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "history": history,
-                "targets": targets,
                 "origins": origins,
             },
             state_file,
@@ -448,7 +513,9 @@ def fit(
         loader.epoch = epoch
         loader.strength = _strength(config, epoch)
         loader.size = validation_loader.size = config.image_sizes[epoch * len(config.image_sizes) // config.epochs]
-        loader.targets = hard if epoch >= config.epochs - config.hard_epochs else soft
+        at_last = epoch >= config.epochs - config.hard_epochs
+        loader.targets, loader.mixup = (hard, 0.0) if at_last else (soft, config.mixup)
+        loader.teach = teach if teachers and not at_last else None
         if config.unfreeze_every:
             network.unfreeze_blocks(min(epoch // config.unfreeze_every, len(BLOCKS)))
         bar = tqdm(
@@ -523,21 +590,6 @@ def _build(
     if config.optimizer == "adam":
         return network, torch.optim.Adam(groups)
     return network, torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-
-
-def _taught(config: TrainingConfig, training: FaceDataset, device: torch.device) -> Tensor:
-    """Targets float32 (N, C), on the CPU, of which `teacher_share` is what the teachers answer, if there are any."""
-    teachers = [load_checkpoint(name, device) for name in config.teachers]
-    for name, teacher in zip(config.teachers, teachers, strict=True):
-        if unknown := [label for label in training.labels if label not in teacher.labels]:
-            raise ValueError(
-                f"The teacher {name} does not know {', '.join(unknown)}; give teachers that know every class of the "
-                "training faces."
-            )
-    if not teachers:
-        return training.targets
-    answers = [calibrated_probabilities(t, compute_logits(t, training, tta=True), training) for t in teachers]
-    return training.targets.lerp(torch.from_numpy(sum(answers) / len(answers)).float(), config.teacher_share)
 
 
 def _origins(config: TrainingConfig) -> dict[str, Any]:
@@ -633,11 +685,10 @@ def _precision(config: TrainingConfig) -> str:
     return "bfloat16" if native else "float32"
 
 
-def _fingerprint(*datasets: FaceDataset) -> str:
+def _hash(*parts: object) -> str:
     digest = hashlib.sha256()
-    for dataset in datasets:
-        digest.update(dataset.images.numpy().tobytes())
-        digest.update(dataset.targets.numpy().tobytes())
+    for part in parts:
+        digest.update(part.cpu().numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())
     return digest.hexdigest()
 
 

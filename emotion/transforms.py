@@ -376,7 +376,9 @@ class Pipeline:
             if step.random and strength == 0:
                 yield step, {}, batch, matrix
                 continue
-            params = step.draw(len(batch), strength, generator, batch.device)
+            # A homography's few numbers are worked out where they are drawn: on a GPU, they were sixty launches.
+            device = generator.device if generator and isinstance(step, GeometricStep) else batch.device
+            params = step.draw(len(batch), strength, generator, device)
             if step in off:
                 yield step, {}, batch, matrix
                 continue
@@ -438,7 +440,7 @@ def warp(images: Tensor, matrix: Tensor) -> Tensor:
     points = torch.stack([x.repeat(height), y.repeat_interleave(width), torch.ones(height * width, device=x.device)])
     # Autocast would round positions to bfloat16.
     with torch.autocast(images.device.type, enabled=False):
-        points = matrix.to(images.device) @ points
+        points = matrix.to(images.device, non_blocking=True) @ points
     scale = points.new_tensor([[side / width], [side / height]])
     grid = (points[:, :2] / points[:, 2:] * scale).transpose(1, 2).view(count, height, width, 2)
     return F.grid_sample(images - FILL, grid, padding_mode="zeros", align_corners=False) + FILL
@@ -447,7 +449,9 @@ def warp(images: Tensor, matrix: Tensor) -> Tensor:
 def _uniform(count: int, low: float, high: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
     # Drawn where the generator lives, so that a CPU generator draws the same on every device.
     source = generator.device if generator else device
-    return (low + (high - low) * torch.rand(count, generator=generator, device=source)).to(device)
+    drawn = low + (high - low) * torch.rand(count, generator=generator, device=source)
+    # Only the way back from a GPU would have to be waited for.
+    return drawn.to(device, non_blocking=source.type == "cpu")
 
 
 def _matrix(*entries: Tensor | float) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -263,35 +264,72 @@ def test_teachers_answers_are_mixed_into_the_targets(faces: FaceDataset, tmp_pat
     other = save_teacher(tmp_path / "b", 4, FER2013_LABELS, 0.5)
     pixels = faces.images[:, None] / 127.5 - 1
     with torch.no_grad():
-        answers = [(one(view)[:, 1:].flip(1) / 2).softmax(1) for view in (pixels, pixels.flip(3))]
-        answers += [(other(view) / 0.5).softmax(1) for view in (pixels, pixels.flip(3))]
-    mixed = 0.6 * faces.targets + 0.4 * sum(answers) / 4
-    config = dataclasses.replace(
-        QUICK, epochs=1, teachers=(str(tmp_path / "a"), str(tmp_path / "b")), teacher_share=0.4
-    )
-    fit(config, faces, faces, tmp_path / "taught")
-    torch.testing.assert_close(load_training_state(tmp_path / "taught" / STATE_FILE)["targets"], mixed)
-    fit(
-        dataclasses.replace(config, teachers=()), FaceDataset(faces.images, mixed, faces.labels), faces, tmp_path / "us"
-    )
-    assert train_losses(tmp_path / "taught") == pytest.approx(train_losses(tmp_path / "us"), rel=1e-6)
+        answers = (one(pixels)[:, 1:].flip(1) / 2).softmax(1) + (other(pixels) / 0.5).softmax(1)
+    mixed = FaceDataset(faces.images, 0.6 * faces.targets + 0.4 * answers / 2, faces.labels)
+    config = dataclasses.replace(QUICK, epochs=1, augmentation=(0.0, 0.0), precision="float32")
+    teachers = (str(tmp_path / "a"), str(tmp_path / "b"))
+    fit(dataclasses.replace(config, teachers=teachers, teacher_share=0.4), faces, faces, tmp_path / "taught")
+    fit(config, mixed, faces, tmp_path / "us")
+    assert train_losses(tmp_path / "taught") == pytest.approx(train_losses(tmp_path / "us"), rel=1e-5)
 
 
-def test_a_run_goes_on_without_its_teacher(faces: FaceDataset, tmp_path: Path) -> None:
-    save_teacher(tmp_path / "teacher", 3, FER2013_LABELS, 1.0, {"config": {"seed": 9}})
-    config = dataclasses.replace(QUICK, epochs=2, teachers=(str(tmp_path / "teacher"),))
+def test_teachers_see_the_faces_that_the_pupil_sees(faces: FaceDataset) -> None:
+    loader = FaceLoader(faces, 16, get_enhanced_transforms_grayscale_48(True), shuffle=True)
+    loader.mixup = 1.0
+    plain = list(loader)
+    seen = []
+
+    def teach(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append((images, targets))
+        return targets.flip(1)
+
+    loader.teach = teach
+    taught = list(loader)
+    assert len(plain) == len(taught) == len(seen) == 3
+    for (images, targets), (pupils, changed), (teachers, given) in zip(plain, taught, seen, strict=True):
+        assert torch.equal(images, pupils) and torch.equal(images, teachers)
+        assert torch.equal(targets, given) and torch.equal(targets.flip(1), changed)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_mixup_lays_faces_and_targets_over_another_one(share: float) -> None:
+    faces = make_dataset(400, seed=5)
+    loader = FaceLoader(faces, 400, get_enhanced_transforms_grayscale_48(False))
+    loader.mixup = share
+    ((images, targets),) = loader
+    pixels = (faces.images / 127.5 - 1).flatten(1)
+    before = pixels.roll(1, 0)
+    # The weight of the other face, by least squares over the pixels.
+    difference = before - pixels
+    weights = ((images.flatten(1) - pixels) * difference).sum(1) / difference.square().sum(1)
+    torch.testing.assert_close(images.flatten(1), pixels + weights[:, None] * difference, atol=1e-5, rtol=0)
+    expected = faces.targets + weights[:, None] * (faces.targets.roll(1, 0) - faces.targets)
+    torch.testing.assert_close(targets, expected, atol=1e-5, rtol=0)
+    mixed = weights[weights > 1e-4]
+    assert len(mixed) / 400 == pytest.approx(share, abs=0.1)
+    if share:  # evenly from 0 to 1, as SciPy has it
+        assert scipy.stats.kstest(mixed.numpy(), "uniform").pvalue > 0.001
+
+
+def test_a_run_goes_on_with_the_same_teachers_only(faces: FaceDataset, tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", 3, FER2013_LABELS, 1.0, {"config": {"seed": 9}})
+    config = dataclasses.replace(QUICK, epochs=2, mixup=0.5, teachers=(str(tmp_path / "teacher"),))
     fit(config, faces, faces, tmp_path / "whole")
     cut = tmp_path / "cut"
     fit(dataclasses.replace(config, epochs=1), faces, faces, cut)
     state = load_training_state(cut / STATE_FILE)
     state["identity"]["config"] = dataclasses.asdict(config)
     torch.save(state, cut / STATE_FILE)
+    save_teacher(tmp_path / "teacher", 4, FER2013_LABELS, 1.0)
+    with pytest.raises(ValueError, match="cut holds a run with other taught_by"):
+        fit(config, faces, faces, cut, resume=True)
     shutil.rmtree(tmp_path / "teacher")
+    with pytest.raises(FileNotFoundError, match="teacher"):
+        fit(config, faces, faces, cut, resume=True)
+    save_checkpoint(teacher, tmp_path / "teacher")
     fit(config, faces, faces, cut, resume=True)
     assert load_metadata(cut, "training_config")["origins"] == {config.teachers[0]: {"config": {"seed": 9}}}
     assert train_losses(cut) == train_losses(tmp_path / "whole")
-    with pytest.raises(FileNotFoundError, match="teacher"):
-        fit(config, faces, faces, tmp_path / "other")
 
 
 def test_a_teacher_knows_every_class(faces: FaceDataset, tmp_path: Path) -> None:
@@ -306,13 +344,13 @@ def test_a_teacher_knows_every_class(faces: FaceDataset, tmp_path: Path) -> None
 def test_hard_epochs_learn_the_most_probable_classes_alone(faces: FaceDataset, tmp_path: Path) -> None:
     soft = FaceDataset(faces.images, 0.6 * faces.targets + 0.4 / 7, faces.labels)
     save_checkpoint(EmotionCNN(7), tmp_path / "teacher")
-    config = dataclasses.replace(QUICK, teachers=(str(tmp_path / "teacher"),), epochs=1)
+    config = dataclasses.replace(QUICK, teachers=(str(tmp_path / "teacher"),), mixup=1.0, epochs=1)
     losses = {}
     for hard_epochs, epochs in ((0, 2), (1, 1), (1, 2)):
         output = tmp_path / f"{hard_epochs} of {epochs}"
         fit(dataclasses.replace(config, hard_epochs=hard_epochs, epochs=epochs), soft, faces, output)
         losses[hard_epochs, epochs] = train_losses(output)
-    fit(dataclasses.replace(config, teachers=()), faces, faces, tmp_path / "plain")
+    fit(dataclasses.replace(config, teachers=(), mixup=0.0), faces, faces, tmp_path / "plain")
     assert losses[1, 1] == train_losses(tmp_path / "plain")
     assert losses[1, 2][0] == losses[0, 2][0] != losses[1, 1][0]
     assert losses[1, 2][1] != losses[0, 2][1]
@@ -365,7 +403,8 @@ def test_original_recipe_is_the_published_one() -> None:
         ({"optimizer": "lion"}, "optimizer is 'lion'; choose from adam, sgd"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
-        ({"teacher_share": 1.0}, "teacher_share is 1.0"),
+        ({"teacher_share": 1.1}, "teacher_share is 1.1; give a share from 0 to 1"),
+        ({"mixup": -0.1}, "mixup is -0.1; give a share from 0 to 1"),
         ({"start_from": "runs/first", "transfer": "vgg16"}, "start_from is runs/first, transfer vgg16; give one"),
         ({"hard_epochs": 4}, "3 epochs for 4 hard_epochs"),
         ({"image_sizes": (16, 24, 32, 48)}, "3 epochs for 0 hard_epochs and 4 image_sizes"),
