@@ -440,7 +440,7 @@ def warp(images: Tensor, matrix: Tensor) -> Tensor:
     points = torch.stack([x.repeat(height), y.repeat_interleave(width), torch.ones(height * width, device=x.device)])
     # Autocast would round positions to bfloat16.
     with torch.autocast(images.device.type, enabled=False):
-        points = matrix.to(images.device, non_blocking=True) @ points
+        points = matrix.to(images.device) @ points
     scale = points.new_tensor([[side / width], [side / height]])
     grid = (points[:, :2] / points[:, 2:] * scale).transpose(1, 2).view(count, height, width, 2)
     return F.grid_sample(images - FILL, grid, padding_mode="zeros", align_corners=False) + FILL
