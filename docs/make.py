@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks import live, load, others, page, prediction, traditional, training
 from benchmarks.measure import milliseconds
 from emotion.checkpoint import atomic_write, load_metadata
+from emotion.evaluate import RESULTS
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
 from emotion.predict import DEFAULT_CHECKPOINT
@@ -49,12 +50,8 @@ NOTES: Final[dict[type[nn.Module], str]] = {
 ROW_STARTS: Final = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 """The other layers stand in the row of the last of these."""
 
-VIEWS: Final = {
-    "plain": "one view (what the page and the command line use)",
-    "tta": "mean of the face and its mirror image (`--tta`, twice the work)",
-    "unseen": "one view, without the faces that also stand in Training",
-    "new_photos": "one view, without those of which Training has another print, either",
-}
+REMARKS: Final = {"plain": " (what the page and the command line use)", "tta": " (`--tta`, twice the work)"}
+"""What README says of these `RESULTS` besides."""
 BENCHMARKS: Final[dict[str, ModuleType]] = {
     "comparison": traditional,
     "prediction": prediction,
@@ -233,8 +230,8 @@ def figures() -> str:
             f"| `{name}`, {plain['split']} | rows | top-1 accuracy | 95% interval | calibration error (ECE) |",
             "|---|---|---|---|---|",
         ]
-        for key, view in VIEWS.items():
-            row = metrics[key]
+        for key, view in RESULTS.items():
+            row, view = metrics[key], view + REMARKS.get(key, "")
             between = "{:.1%} to {:.1%}".format(*row["interval"])
             lines.append(f"| {view} | {row['rows']:,} | {row['accuracy']:.1%} | {between} | {row['ece']:.1%} |")
         recall = sorted(((row["recall"], label) for label, row in plain["per_class"].items()), reverse=True)

@@ -160,6 +160,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {**state["network"], **{f"average of {k}": v for k, v in (state["averaged"] or {}).items()}}
 
 
+def fit_one_epoch(config: TrainingConfig, training: FaceDataset, validation: FaceDataset, folder: Path) -> dict:
+    """Leave `folder` as a run cut after its first epoch does, if no schedule looks at the number of epochs."""
+    fit(dataclasses.replace(config, epochs=1), training, validation, folder)
+    state = load_training_state(folder / STATE_FILE)
+    state["identity"]["config"] = dataclasses.asdict(config)
+    torch.save(state, folder / STATE_FILE)
+    return state
+
+
 def test_best_epoch_is_kept_and_patience_ends_the_run(
     faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
 ) -> None:
@@ -207,17 +216,15 @@ def test_a_diverging_run_stops_and_keeps_the_best_weights(
     config = dataclasses.replace(
         QUICK, epochs=30, patience=30, optimizer="sgd", schedule="cosine", learning_rate=1e30, weight_decay=0.0
     )
-    sane = dataclasses.replace(config, learning_rate=1e-3)
+    sane = dataclasses.replace(config, epochs=2, learning_rate=1e-3)
     with pytest.raises(TrainingDiverged, match="lower the learning rate"):
         fit(config, faces, other_faces, tmp_path / "broken")
-    fit(dataclasses.replace(sane, epochs=1), faces, other_faces, tmp_path / "run")
+    state = fit_one_epoch(sane, faces, other_faces, tmp_path / "run")
     before = (tmp_path / "run/model.safetensors").read_bytes()
-    state = load_training_state(tmp_path / "run" / STATE_FILE)
     state["network"] = {k: v * math.nan if v.is_floating_point() else v for k, v in state["network"].items()}
-    state["identity"]["config"] = dataclasses.asdict(dataclasses.replace(sane, epochs=2))
     torch.save(state, tmp_path / "run" / STATE_FILE)
     with pytest.raises(TrainingDiverged):
-        fit(dataclasses.replace(sane, epochs=2), faces, other_faces, tmp_path / "run", resume=True)
+        fit(sane, faces, other_faces, tmp_path / "run", resume=True)
     assert (tmp_path / "run/model.safetensors").read_bytes() == before
     assert load_checkpoint(tmp_path / "run").labels == FER2013_LABELS
 
@@ -316,10 +323,7 @@ def test_a_run_goes_on_with_the_same_teachers_only(faces: FaceDataset, tmp_path:
     config = dataclasses.replace(QUICK, epochs=2, mixup=0.5, teachers=(str(tmp_path / "teacher"),))
     fit(config, faces, faces, tmp_path / "whole")
     cut = tmp_path / "cut"
-    fit(dataclasses.replace(config, epochs=1), faces, faces, cut)
-    state = load_training_state(cut / STATE_FILE)
-    state["identity"]["config"] = dataclasses.asdict(config)
-    torch.save(state, cut / STATE_FILE)
+    fit_one_epoch(config, faces, faces, cut)
     save_teacher(tmp_path / "teacher", 4, FER2013_LABELS, 1.0)
     with pytest.raises(ValueError, match="cut holds a run with other taught_by"):
         fit(config, faces, faces, cut, resume=True)
