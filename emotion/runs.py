@@ -129,7 +129,7 @@ def table(trials: Iterable[Trial]) -> str:
     for trial in trials:
         epochs, hours = (statistics.mean(run[name] for run in trial.runs) for name in ("epochs", "hours"))
         numbers = (f"{statistics.mean(trial.values('plain', 'ece')):.2%}", f"{epochs:.0f}", f"{hours:.2f}")
-        settings = " ".join(f"{name}={_short(value)}" for name, value in trial.settings.items())
+        settings = " ".join(f"{name}={_short(name, value)}" for name, value in trial.settings.items())
         views = (_spread(trial.values(name, "accuracy")) for name in ("plain", "tta"))
         lines.append(columns.format(len(trial.runs), *views, *numbers, settings).rstrip())
     return "\n".join(lines)
@@ -141,5 +141,7 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2%} +- {statistics.stdev(values):.2%}"
 
 
-def _short(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)[:12]
+def _short(name: str, value: Any) -> str:
+    if name == "data":  # a hash
+        return str(value)[:12]
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
