@@ -60,6 +60,15 @@ def test_the_command_gives_mean_spread_and_number_of_seeds(tmp_path: Path, capsy
     assert row[:4] == ["3", f"{values.mean():.2%}", "+-", f"{values.std(ddof=1):.2%}"]
 
 
+def test_the_command_names_a_setting_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.jsonl"
+    for start in ("runs/thirteenth", "runs/thirtieth"):
+        log_run(log, write_run(tmp_path / start, 0, 0.5, start_from=start))
+    assert main(["compare", str(log)]) == 0
+    settings = sorted(line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:])
+    assert settings == ["start_from=runs/thirteenth", "start_from=runs/thirtieth"]
+
+
 def test_the_log_makes_its_folder_and_says_where_it_cannot_be(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 0, 0.5)
     log_run(tmp_path / "logs" / "all.jsonl", run)
