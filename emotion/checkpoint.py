@@ -112,12 +112,14 @@ def save_checkpoint(
                     "raise the weight decay."
                 )
     documents = {"config": config, "history": history, "metrics": metrics, "training_config": training_config}
-    files = {f"{name}.json": to_json(name, value) for name, value in documents.items() if value is not None}
     # The digest lets the reader notice damage, which safetensors does not. It stands alone, because safetensors writes
     # several entries in random order, and the same weights shall give the same file.
-    files["model.safetensors"] = safetensors.torch.save(weights, {"sha256": _digest(weights)})
+    files = {"model.safetensors": safetensors.torch.save(weights, {"sha256": _digest(weights)})}
+    files |= {f"{name}.json": to_json(name, value) for name, value in documents.items() if value is not None}
     folder = Path(folder)
-    with ExitStack() as stack:  # No file is replaced before all are written.
+    # No file is replaced before all are written. The stack replaces the first one last: where a save is cut in between,
+    # weights never stand without the configuration that they need.
+    with ExitStack() as stack:
         for name, content in files.items():
             stack.enter_context(atomic_write(folder / name)).write_bytes(content)
     return folder

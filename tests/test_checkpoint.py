@@ -242,6 +242,15 @@ def test_a_write_that_fails_leaves_the_previous_files(model: EmotionCNN, folder:
     assert contents(folder) != before
 
 
+@pytest.mark.parametrize("name", ["config.json", "training_config.json"])
+def test_weights_take_their_place_last(model: EmotionCNN, tmp_path: Path, name: str) -> None:
+    """A save that is cut between two files never leaves new weights without what belongs to them."""
+    (tmp_path / name).mkdir()  # cannot be replaced by a file
+    with pytest.raises(OSError, match="Cannot write"):
+        save_checkpoint(model, tmp_path, training_config={})
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_a_kill_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
     program = """if True:
         import sys, torch
