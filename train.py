@@ -15,14 +15,16 @@ from emotion.data import FaceDataset, available_splits, hold_out, load_dataset, 
 from emotion.evaluate import RESULTS, compute_logits, fit_temperature, report, save_report
 from emotion.hub import check_target, push
 from emotion.labels import LABEL_SETS, OWN_LABELS
+from emotion.model import EmotionCNN
+from emotion.recipes import RECIPES, TrainingConfig, plan
 from emotion.runs import log_run, open_log
-from emotion.trainer import RECIPES, TrainingConfig, TrainingDiverged, fit
+from emotion.trainer import TrainingDiverged, fit, goes_on
 
 HELD_OUT = 0.1
 
 
-def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, TrainingConfig]:
-    """Command line to data and output options, and the recipe with its overrides; exits with 2 for wrong usage."""
+def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[Path, TrainingConfig]]:
+    """Command line to data and output options, and the networks to train; exits with 2 for wrong usage."""
     parser = argparse.ArgumentParser(
         description="Train the 48x48 grey expression network and keep the epoch with the best validation accuracy.",
         epilog="example: python train.py --data fer2013.csv --recipe best --votes fer2013new.csv --output runs/first",
@@ -56,7 +58,13 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Tr
     )
     run.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the result as this model repository")
     recipe = parser.add_argument_group("recipe", "what is given here replaces the value of the recipe")
-    recipe.add_argument("--recipe", default="original", choices=RECIPES, help="starting point (default: %(default)s)")
+    recipe.add_argument(
+        "--recipe",
+        default="original",
+        choices=RECIPES,
+        help="the published one, ours for one network, or ours for two and then, in three to four times the time, one "
+        "that learns from both; those go to teacher1 and teacher2 in the output folder (default: %(default)s)",
+    )
     for field in dataclasses.fields(TrainingConfig):
         recipe.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **_option(field))
     options = parser.parse_args(arguments)
@@ -65,7 +73,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Tr
     if not options.votes:
         given.setdefault("soft_targets", False)  # a recipe only offers to learn from votes
     try:
-        return options, dataclasses.replace(RECIPES[options.recipe], **given)
+        return options, plan(options.recipe, options.output, given)
     except ValueError as error:
         parser.error(str(error))
 
@@ -96,25 +104,44 @@ def load_splits(options: argparse.Namespace, soft_targets: bool) -> tuple[FaceDa
     return training, held_out, split
 
 
+def finish(
+    model: EmotionCNN, training: FaceDataset, validation: FaceDataset, split: str, output: Path, log: Path
+) -> None:
+    """Calibrate a trained network and measure it on the validation faces; its folder and the log get the result."""
+    logits = compute_logits(model, validation, tta=True)
+    model.temperature = fit_temperature(logits[0], validation.class_indices)
+    save_checkpoint(model, output)
+    metrics = report(model, logits, validation, split, training)
+    save_report(metrics, output)
+    log_run(log, output)
+    for name in RESULTS:
+        if result := metrics.get(name):
+            print(
+                f"{name}: accuracy {result['accuracy']:.4f}, ECE {result['ece']:.4f}, {result['rows']} rows of {split}"
+            )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Train, calibrate, measure on the validation faces, write it all to the checkpoint; returns the exit code."""
-    options, config = parse_arguments(arguments)
+    """Train the networks of a recipe; returns the exit code."""
+    options, networks = parse_arguments(arguments)
+    first_process = int(os.environ.get("RANK", 0)) == 0  # with several, the others only train
     try:
-        # What is wrong with the Hub's id, or the log, shall not show after hours of training.
+        # What is wrong with the Hub's id, a folder or the log shall not show after hours of training.
         if options.push_to_hub:
             check_target(options.push_to_hub)
-        training, validation, split = load_splits(options, config.soft_targets)
+        for output in networks:
+            goes_on(output, options.resume)
+        training, validation, split = load_splits(options, networks[options.output].soft_targets)
         log = options.log or options.output.parent / "log.jsonl"
         open_log(log).close()
-        model = fit(config, training, validation, options.output, options.resume)
-        if int(os.environ.get("RANK", 0)) > 0:  # one of several processes: the first one does the rest
-            return 0
-        logits = compute_logits(model, validation, tta=True)
-        model.temperature = fit_temperature(logits[0], validation.class_indices)
-        save_checkpoint(model, options.output)
-        metrics = report(model, logits, validation, split, training)
-        save_report(metrics, options.output)
-        log_run(log, options.output)
+        for number, (output, config) in enumerate(networks.items(), 1):
+            if number > 1 and dist.is_initialized():
+                dist.barrier()  # until the first process has calibrated the network before
+            if len(networks) > 1 and first_process:
+                print(f"{output}: network {number} of {len(networks)}", flush=True)
+            model = fit(config, training, validation, output, options.resume)
+            if first_process:
+                finish(model, training, validation, split, output, log)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -128,12 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command with --resume goes on.", file=sys.stderr)
         return 130
-    for name in RESULTS:
-        if result := metrics.get(name):
-            print(
-                f"{name}: accuracy {result['accuracy']:.4f}, ECE {result['ece']:.4f}, {result['rows']} rows of {split}"
-            )
-    if options.push_to_hub:
+    if options.push_to_hub and first_process:
         try:
             print(push(options.output, options.push_to_hub))
         except (ValueError, OSError) as error:

@@ -26,12 +26,13 @@ from benchmarks.traditional import count
 from emotion.data import FaceDataset
 from emotion.labels import FER2013_LABELS, IMAGE_SIZE
 from emotion.model import EmotionCNN
-from emotion.trainer import RECIPES, FaceLoader, _precision
+from emotion.recipes import RECIPES
+from emotion.trainer import FaceLoader, _precision
 from emotion.transforms import get_enhanced_transforms_grayscale_48
 
 RESULTS: Final = Path("benchmarks/results/training.json")
 """Where `--write` puts the figures, from the project's folder; `python -m docs.make` draws on them."""
-RECIPE: Final = RECIPES["best"]
+RECIPE: Final = RECIPES["single"][0]
 BATCHES: Final = (16, 32, 128)
 """Faces per step, besides the recipe's."""
 IMAGES: Final = (1_000, 10_000, 30_000)
@@ -158,7 +159,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"| {title} | {milliseconds(seconds[name])} | {rates[name]:,.0f} | {speed:.2f} times |")
     sizes = ", ".join(map(str, RECIPE.image_sizes))
     lines += [
-        f"| **the recipe `best`, an equal share of {sizes} pixels** | | **{recipe:,.0f}** | "
+        f"| **the recipe `single`, an equal share of {sizes} pixels** | | **{recipe:,.0f}** | "
         f"**{recipe / rates['plain']:.2f} times** |",
         "",
         f"| faces per step | {' | '.join(map(str, grown))} | {batch}, one thread | {batch}, {PROCESSES} processes that "

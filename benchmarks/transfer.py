@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backbone", default="vgg16_bn", choices=BACKBONES, help="donor (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs per start (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder (default: %(default)s)")
-    parser.add_argument("recipe", nargs="*", help="flags of train.py, after --, such as -- --recipe best --epochs 12")
+    parser.add_argument("recipe", nargs="*", help="flags of train.py, after --, such as -- --recipe single --epochs 12")
     options = parser.parse_args(arguments)
     log = options.output / "log.jsonl"
     for seed in range(options.seeds):

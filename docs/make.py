@@ -27,8 +27,8 @@ from emotion.evaluate import RESULTS
 from emotion.labels import IMAGE_SIZE
 from emotion.model import EmotionCNN
 from emotion.predict import DEFAULT_CHECKPOINT
+from emotion.recipes import RECIPES, TrainingConfig, plan
 from emotion.robustness import UNITS
-from emotion.trainer import RECIPES, TrainingConfig
 from emotion.transforms import GrayscaleNoise, Normalize, ToTensor, get_enhanced_transforms_grayscale_48
 from emotion.ui.live import FRAME_SECONDS
 
@@ -159,12 +159,18 @@ def step_table() -> str:
 
 
 def recipe_table() -> str:
-    """Every value of the recipes, with its flag."""
-    lines = [f"| flag | what it is | {' | '.join(RECIPES)} |", "|---|---|" + "---|" * len(RECIPES)]
+    """Every value of the recipes, with its flag; where the networks of one differ, those of each in turn."""
+
+    def cell(name: str, configs: Sequence[TrainingConfig]) -> str:
+        values = ["none" if getattr(c, name) in (None, ()) else getattr(c, name) for c in configs]
+        shown = [" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
+        return shown[0] if len(set(shown)) == 1 else ", ".join(shown)
+
+    networks = {name: [*plan(name, Path("OUTPUT"), {}).values()] for name in RECIPES}
+    lines = [f"| flag | what it is | {' | '.join(networks)} |", "|---|---|" + "---|" * len(networks)]
     for field in dataclasses.fields(TrainingConfig):
-        values = (getattr(recipe, field.name) for recipe in RECIPES.values())
-        shown = (" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
-        lines.append(f"| `--{field.name.replace('_', '-')}` | {field.metadata['help']} | {' | '.join(shown)} |")
+        cells = (cell(field.name, configs) for configs in networks.values())
+        lines.append(f"| `--{field.name.replace('_', '-')}` | {field.metadata['help']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

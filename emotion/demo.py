@@ -11,7 +11,8 @@ from emotion.data import FaceDataset
 from emotion.evaluate import evaluate
 from emotion.labels import FER2013_LABELS, IMAGE_SIZE
 from emotion.predict import EmotionPredictor
-from emotion.trainer import TrainingConfig, fit
+from emotion.recipes import TrainingConfig
+from emotion.trainer import fit
 
 # Mouth curve (1: corners up) and opening, brow slope (1: inner ends up) and height, eye opening; 0 is neutral.
 EXPRESSIONS: Final = {

@@ -53,7 +53,7 @@ NOT_RUN = {
         "needs 40 faces of each emotion; tests/test_examples.py draws them and runs it"
     ),
     "python -m benchmarks.traditional --write": "takes minutes and 5 GB; tests/test_benchmarks.py runs its parts",
-    "python -m benchmarks.transfer --data fer2013.csv -- --recipe best --epochs 12": (
+    "python -m benchmarks.transfer --data fer2013.csv -- --recipe single --epochs 12": (
         "needs ImageNet weights; tests/test_benchmarks.py uses random ones"
     ),
     "python -m benchmarks.load --write": "takes minutes; tests/test_load.py runs its parts",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ RECIPES = {
         *(*QUICK, "16", "24", "--optimizer", "sgd", "--schedule", "cosine", "--ema-decay", "0.9"),
         *("--unfreeze-every", "1", "--hard-epochs", "1", "--label-smoothing", "0.1"),
     ),
+    "best": ("--recipe", "best", *QUICK),
 }
 WRITTEN = (STATE_FILE, "model.safetensors")
 """What takes longest to write."""
@@ -140,7 +142,9 @@ def epochs_of(output: Path) -> int:
 
 
 def assert_same(output: Path, expected: Path) -> None:
-    """The two runs ended with the same weights, state, calibration and figures."""
+    """The two runs, and those of their teachers, ended with the same weights, state, calibration and figures."""
+    for teacher in sorted(expected.glob("teacher*")):
+        assert_same(output / teacher.name, teacher)
     for name in ("model.safetensors", "config.json", "metrics.json"):
         assert (output / name).read_bytes() == (expected / name).read_bytes(), name
     one, other = (load_training_state(folder / STATE_FILE) for folder in (output, expected))
@@ -152,11 +156,11 @@ def assert_same(output: Path, expected: Path) -> None:
 
 
 def assert_intact(output: Path) -> None:
-    """Whatever a cut run left can be read: weights and training state are missing or whole."""
-    if (output / "model.safetensors").exists():
-        load_checkpoint(output)
-    if (output / STATE_FILE).exists():
-        load_training_state(output / STATE_FILE)
+    """Whatever a cut run left can be read: weights and training states are missing or whole."""
+    for weights in output.rglob("model.safetensors"):
+        load_checkpoint(weights.parent)
+    for state in output.rglob(STATE_FILE):
+        load_training_state(state)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
@@ -196,9 +200,44 @@ def test_killed_runs_resume_to_identical_weights(
                 assert_intact(output)
         assert_same(output, expected)
     assert torn, "none was killed while it wrote"
+    # A finished run that is resumed stays as it was, and is no second one.
+    lines = (tmp_path / "log.jsonl").read_text()
+    assert trainings.run(*RECIPES[recipe], "--output", output, "--resume")[0] == 0
+    assert_same(output, expected)
+    assert (tmp_path / "log.jsonl").read_text() == lines
     print(
         f"{recipe}: {killed} kills, {torn} of them while a checkpoint was written; {runs} runs ended as the whole one"
     )
+
+
+def test_a_recipe_of_several_networks_is_those_networks_one_by_one(
+    trainings: Trainings, whole: Callable, tmp_path: Path
+) -> None:
+    expected, _ = whole("best")
+    first, second, last = (tmp_path / name for name in ("first", "second", "last"))
+    common = ("--recipe", "single", *QUICK, "--patience", 60, "--learning-rate", 0.1)
+    pupil = ("--start-from", first, "--teachers", first, second, "--augmentation", 0.6, 0.2, "--mixup", 0.5)
+    for output, more in (
+        (first, ("--augmentation", 0.6, 0.3, "--seed", 1)),
+        (second, ("--augmentation", 0.6, 0.3, "--mixup", 0.5, "--seed", 2)),
+        (last, (*pupil, "--seed", 3)),
+    ):
+        code, said = trainings.run(*common, *more, "--output", output)
+        assert code == 0, said
+    assert_same(first, expected / "teacher1")
+    assert_same(second, expected / "teacher2")
+    for name in ("model.safetensors", "config.json", "metrics.json"):
+        assert (last / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_a_folder_that_is_taken_shows_before_the_teachers_are_trained(
+    trainings: Trainings, whole: Callable, tmp_path: Path
+) -> None:
+    shutil.copytree(whole("original")[0], tmp_path / "taken")
+    before = sorted(tmp_path.rglob("*"))
+    refused = trainings.run(*RECIPES["best"], "--output", tmp_path / "taken")
+    assert_refused(refused, f"{tmp_path / 'taken'} already holds a network; pass --resume to go on with it, or")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def cut_after_first_epoch(trainings: Trainings, output: Path) -> dict[str, bytes]:

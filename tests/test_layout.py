@@ -22,6 +22,7 @@ FLOORS = {
     "emotion.data": 1.1,
     "emotion.video": 1,
     "emotion.transfer": 1,
+    "emotion.recipes": 2,
     "emotion.explain": 1,
     "emotion.model": 2,
     "emotion.checkpoint": 3,
