@@ -5,12 +5,13 @@ import dataclasses
 import os
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from emotion.checkpoint import save_checkpoint
+from emotion.checkpoint import load_metadata, save_checkpoint
 from emotion.data import FaceDataset, available_splits, hold_out, load_dataset, split_kind, without_duplicates_of
 from emotion.evaluate import RESULTS, compute_logits, fit_temperature, report, save_report
 from emotion.hub import check_target, push
@@ -18,7 +19,7 @@ from emotion.labels import LABEL_SETS, OWN_LABELS
 from emotion.model import EmotionCNN
 from emotion.recipes import RECIPES, TrainingConfig, plan
 from emotion.runs import log_run, open_log
-from emotion.trainer import TrainingDiverged, fit, goes_on
+from emotion.trainer import STATE_FILE, TrainingDiverged, fit, saved_state
 
 HELD_OUT = 0.1
 
@@ -62,7 +63,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         "--recipe",
         default="original",
         choices=RECIPES,
-        help="the published one, ours for one network, or ours for two and then, in three to four times the time, one "
+        help="the published one, ours for one network, or ours for two and then, in four times the time, one "
         "that learns from both; those go to teacher1 and teacher2 in the output folder (default: %(default)s)",
     )
     for field in dataclasses.fields(TrainingConfig):
@@ -104,21 +105,35 @@ def load_splits(options: argparse.Namespace, soft_targets: bool) -> tuple[FaceDa
     return training, held_out, split
 
 
+def check_folders(networks: dict[Path, TrainingConfig], output: Path, resume: bool) -> None:
+    """Raise FileExistsError or ValueError if `output`, or a folder within, holds another run than is to go to it."""
+    begun = {folder: saved_state(folder, config, resume) is not None for folder, config in networks.items()}
+    for teacher, pupil in pairwise(begun):
+        if begun[pupil] and not begun[teacher]:
+            raise ValueError(
+                f"{pupil} holds a run, but {teacher}, which comes before it, does not; bring that back, or give "
+                "another --output."
+            )
+    teacher = output / "teacher1"
+    if len(begun) == 1 and not begun[output] and (teacher / STATE_FILE).exists():
+        raise FileExistsError(
+            f"{teacher} belongs to a run of several networks; repeat its --recipe, or give another --output."
+        )
+
+
 def finish(
     model: EmotionCNN, training: FaceDataset, validation: FaceDataset, split: str, output: Path, log: Path
 ) -> None:
-    """Calibrate a trained network and measure it on the validation faces; its folder and the log get the result."""
+    """Calibrate a trained network and measure it on the validation faces; its folder and the log get the result.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
     logits = compute_logits(model, validation, tta=True)
     model.temperature = fit_temperature(logits[0], validation.class_indices)
     save_checkpoint(model, output)
-    metrics = report(model, logits, validation, split, training)
-    save_report(metrics, output)
+    save_report(report(model, logits, validation, split, training), output)
     log_run(log, output)
-    for name in RESULTS:
-        if result := metrics.get(name):
-            print(
-                f"{name}: accuracy {result['accuracy']:.4f}, ECE {result['ece']:.4f}, {result['rows']} rows of {split}"
-            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,8 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         # What is wrong with the Hub's id, a folder or the log shall not show after hours of training.
         if options.push_to_hub:
             check_target(options.push_to_hub)
-        for output in networks:
-            goes_on(output, options.resume)
+        check_folders(networks, options.output, options.resume)
         training, validation, split = load_splits(options, networks[options.output].soft_targets)
         log = options.log or options.output.parent / "log.jsonl"
         open_log(log).close()
@@ -140,8 +154,15 @@ def main(arguments: list[str] | None = None) -> int:
             if len(networks) > 1 and first_process:
                 print(f"{output}: network {number} of {len(networks)}", flush=True)
             model = fit(config, training, validation, output, options.resume)
-            if first_process:
+            if not first_process:
+                continue
+            # Calibrated again, on another processor, a teacher would be another one to a pupil that goes on.
+            if model.temperature == 1 or not (output / "metrics.json").exists():
                 finish(model, training, validation, split, output, log)
+            metrics = load_metadata(output, "metrics")
+            for name in filter(metrics.get, RESULTS):
+                accuracy, ece, rows = (metrics[name][key] for key in ("accuracy", "ece", "rows"))
+                print(f"{name}: accuracy {accuracy:.4f}, ECE {ece:.4f}, {rows} rows of {split}")
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -164,11 +164,11 @@ def plan(recipe: str, output: Path, given: Mapping[str, Any]) -> dict[Path, Trai
     Args:
         recipe: one of `RECIPES`.
         output: folder of the last network.
-        given: values that replace those of every network, by their names in `TrainingConfig`; the seed is that of the
-            first, from which the others count on.
+        given: values that replace those of every network, by their names in `TrainingConfig`; but the seed is that of
+            the first, from which the others count on, and `start_from` that of all but the last of several.
 
     Raises:
-        ValueError: if a value is out of its range, or one that the recipe itself sets for its last network.
+        ValueError: if a value is out of its range, or teachers or ImageNet filters are given for several networks.
     """
     first, *others = (replace(config, **given) for config in RECIPES[recipe])
     if not others:

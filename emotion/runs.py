@@ -34,7 +34,7 @@ class Trial:
 
 
 def log_run(log: str | Path, folder: str | Path) -> dict[str, Any]:
-    """Append the finished run in a checkpoint folder to the log, unless it is there: a finished run may be resumed.
+    """Append the finished run in a checkpoint folder to the log.
 
     Args:
         log: file of JSON lines, made if missing, with its folder.
@@ -60,11 +60,8 @@ def log_run(log: str | Path, folder: str | Path) -> dict[str, Any]:
         "label_set": plain["label_set"],
         **{name: {key: metrics[name][key] for key in KEPT} for name in RESULTS if metrics.get(name)},
     }
-    entry = json.dumps(line)
     with open_log(log) as file:
-        written = Path(log).read_text(encoding="utf-8").splitlines()
-        if all(entry.partition(",")[2] != old.partition(",")[2] for old in written):  # but for when it finished
-            file.write(entry + "\n")
+        file.write(json.dumps(line) + "\n")
     return line
 
 

@@ -242,11 +242,17 @@ def _means(totals: Tensor) -> tuple[float, float]:
     return loss / faces, right / faces
 
 
-def goes_on(output: Path, resume: bool) -> bool:
-    """Whether a run with this `output` goes on with one that is there; if not, it begins.
+def saved_state(output: Path, config: TrainingConfig, resume: bool) -> dict[str, Any] | None:
+    """The training state that a run goes on from, or None if it begins.
+
+    Args:
+        output: folder of the run.
+        config: its recipe.
+        resume: go on with what is in `output`.
 
     Raises:
         FileExistsError: if `output` holds a network and `resume` is false, or one that is not of a run.
+        ValueError: if the run there has another configuration, or its state is damaged.
     """
     state_file = output / STATE_FILE
     resumed = resume and state_file.exists()  # if not, it was cut before it began
@@ -257,7 +263,11 @@ def goes_on(output: Path, resume: bool) -> bool:
             else f"{output} holds a network without the {STATE_FILE} from which its training could go on; give another "
             f"--output, with --start-from {output} to train that network further."
         )
-    return resumed
+    if not resumed:
+        return None
+    state = load_training_state(state_file)
+    _check_identity(state["identity"], {"config": _settings(config, output)}, output)
+    return state
 
 
 def fit(
@@ -302,7 +312,7 @@ def fit(
     if training.labels != validation.labels:
         raise ValueError(f"Training labels are {training.labels}, validation labels {validation.labels}; use one set.")
     output = Path(output)
-    resumed = goes_on(output, resume)
+    state = saved_state(output, config, resume)
     precision = _precision(config)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if len(training) < 2 * processes or len(validation) < processes:
@@ -319,7 +329,7 @@ def fit(
         raise ValueError("unfreeze_every works in one process only; set it to 0 or launch a single process.")
     device = accelerator.device
     identity = {
-        "config": dataclasses.asdict(config),
+        "config": _settings(config, output),
         "precision": precision,
         "processes": accelerator.num_processes,
         "data": _hash(*(t for faces in (training, validation) for t in (faces.images, faces.targets))),
@@ -332,7 +342,7 @@ def fit(
         with accelerator.autocast():
             return targets.lerp(teachers(images), config.teacher_share)
 
-    network, optimizer = _build(config, training.labels, device, anew=not resumed)
+    network, optimizer = _build(config, training.labels, device, anew=not state)
     if config.transfer and accelerator.is_main_process:
         tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
     averaged = None
@@ -348,8 +358,7 @@ def fit(
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
     history: list[dict] = []
-    if resumed:
-        state = load_training_state(output / STATE_FILE)
+    if state:
         _check_identity(state["identity"], identity, output)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -359,7 +368,7 @@ def fit(
         history = state["history"]
         origins = state["origins"]  # what the run has started from may have changed or gone
     else:
-        origins = _origins(config)
+        origins = _origins(config, output)
     soft, hard = loader.targets, F.one_hot(loader.targets.argmax(1), len(training.labels)).float()
 
     def save(candidate: EmotionCNN | None) -> None:
@@ -473,12 +482,25 @@ def _build(
     return network, torch.optim.SGD(groups, momentum=0.9, nesterov=True)
 
 
-def _origins(config: TrainingConfig) -> dict[str, Any]:
+def _settings(config: TrainingConfig, output: Path) -> dict[str, Any]:
+    """The configuration, with checkpoints in `output` named from there: it may be moved, and seeds are compared."""
+    names = {"teachers": tuple(_named(teacher, output) for teacher in config.teachers)}
+    if config.start_from:
+        names["start_from"] = _named(config.start_from, output)
+    return dataclasses.asdict(config) | names
+
+
+def _named(checkpoint: str, output: Path) -> str:
+    path = Path(checkpoint)
+    return str(path.relative_to(output)) if path.is_relative_to(output) else checkpoint
+
+
+def _origins(config: TrainingConfig, output: Path) -> dict[str, Any]:
     """How the networks that this one learns from were trained, as far as their checkpoints know."""
     origins = {}
     for name in filter(None, (config.start_from, *config.teachers)):
         with suppress(FileNotFoundError, ValueError):
-            origins[name] = load_metadata(name, "training_config")
+            origins[_named(name, output)] = load_metadata(name, "training_config")
     return origins
 
 

@@ -37,7 +37,7 @@ WRITTEN = (STATE_FILE, "model.safetensors")
 """What takes longest to write."""
 
 SERVER = """
-import json, os, resource, sys
+import json, os, resource, sys, time
 import accelerate, matplotlib.figure, torch, train
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -52,9 +52,12 @@ for line in sys.stdin:
         os.dup2(log, 1), os.dup2(log, 2)
         if order["limit"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (order["limit"],))
+        finish, late = train.finish, int(os.environ.get("LATE", 0))
+        train.finish = lambda *arguments: (time.sleep(late), finish(*arguments))
         sys.exit(train.main(order["arguments"]))
 """
-"""Starts `train.py` in a process of its own for every order; importing torch each time would take longer than all."""
+"""Starts `train.py` in a process of its own for every order; importing torch each time would take longer than all.
+The first of several processes is `LATE` by so many seconds when it measures a network."""
 
 
 @dataclass
@@ -169,6 +172,7 @@ def test_killed_runs_resume_to_identical_weights(
     trainings: Trainings, whole: Callable, tmp_path: Path, recipe: str, kills: int
 ) -> None:
     expected, seconds = whole(recipe)
+    folders = [".", *sorted(teacher.name for teacher in expected.glob("teacher*"))]
     rng = np.random.default_rng(kills)
     killed, torn, runs = 0, 0, 0
     while killed < kills:  # a run that ends before it is killed is compared, and the next one begun
@@ -178,12 +182,12 @@ def test_killed_runs_resume_to_identical_weights(
         while code != 0:
             process = trainings.start(*RECIPES[recipe], "--output", output, "--resume")
             if killed % 2:  # in the middle of writing a checkpoint
-                name, before = rng.choice(WRITTEN), epochs_of(output)
-                temporary = output / f".{name}.tmp"
+                name, writing = rng.choice(WRITTEN), output / rng.choice(folders)
+                before, temporary = epochs_of(writing), writing / f".{name}.tmp"
                 temporary.unlink(missing_ok=True)
                 killing = killed < kills and wait_for(
                     # A state is also written before the first epoch of a run, and again when it goes on.
-                    lambda: temporary.exists() and (name != STATE_FILE or epochs_of(output) > before),  # noqa: B023
+                    lambda: temporary.exists() and (name != STATE_FILE or epochs_of(writing) > before),  # noqa: B023
                     process,
                 )
                 time.sleep(rng.uniform(0, 0.03))
@@ -196,7 +200,7 @@ def test_killed_runs_resume_to_identical_weights(
             assert code in (0, -9), said
             if code:
                 killed += 1
-                torn += any((output / f".{name}.tmp").exists() for name in WRITTEN)
+                torn += any(list(output.rglob(f".{name}.tmp")) for name in WRITTEN)
                 assert_intact(output)
         assert_same(output, expected)
     assert torn, "none was killed while it wrote"
@@ -215,7 +219,7 @@ def test_a_recipe_of_several_networks_is_those_networks_one_by_one(
 ) -> None:
     expected, _ = whole("best")
     first, second, last = (tmp_path / name for name in ("first", "second", "last"))
-    common = ("--recipe", "single", *QUICK, "--patience", 60, "--learning-rate", 0.1)
+    common = ("--recipe", "single", *QUICK, "--learning-rate", 0.1)
     pupil = ("--start-from", first, "--teachers", first, second, "--augmentation", 0.6, 0.2, "--mixup", 0.5)
     for output, more in (
         (first, ("--augmentation", 0.6, 0.3, "--seed", 1)),
@@ -230,19 +234,46 @@ def test_a_recipe_of_several_networks_is_those_networks_one_by_one(
         assert (last / name).read_bytes() == (expected / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [((), "already holds a network; pass --resume to go on with it, or"), (("--resume",), "holds a run with other ")],
+)
 def test_a_folder_that_is_taken_shows_before_the_teachers_are_trained(
-    trainings: Trainings, whole: Callable, tmp_path: Path
+    trainings: Trainings, whole: Callable, tmp_path: Path, more: tuple[str, ...], sentence: str
 ) -> None:
     shutil.copytree(whole("original")[0], tmp_path / "taken")
     before = sorted(tmp_path.rglob("*"))
-    refused = trainings.run(*RECIPES["best"], "--output", tmp_path / "taken")
-    assert_refused(refused, f"{tmp_path / 'taken'} already holds a network; pass --resume to go on with it, or")
+    refused = trainings.run(*RECIPES["best"], "--output", tmp_path / "taken", *more)
+    assert_refused(refused, f"{tmp_path / 'taken'} {sentence}")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def cut_after_first_epoch(trainings: Trainings, output: Path) -> dict[str, bytes]:
-    """Kill a run when its first epoch is complete; what it left."""
-    process = trainings.start(*RECIPES["original"], "--output", output)
+def test_several_networks_go_on_together_wherever_they_are(
+    trainings: Trainings, whole: Callable, tmp_path: Path
+) -> None:
+    here, there, alone = (tmp_path / name for name in ("here", "there", "alone"))
+    cut_after_first_epoch(trainings, here, "best")
+    shutil.copytree(here / "teacher1", alone / "teacher1")
+    refused = trainings.run(*RECIPES["original"], "--output", alone, "--resume")
+    assert_refused(refused, f"{alone}/teacher1 belongs to a run of several networks; repeat its --recipe, or")
+
+    (here / "teacher2").rename(tmp_path / "teacher2")
+    refused = trainings.run(*RECIPES["best"], "--output", here, "--resume")
+    assert_refused(refused, f"{here} holds a run, but {here}/teacher2, which comes before it, does not; bring that")
+    (tmp_path / "teacher2").rename(here / "teacher2")
+
+    here.rename(there)
+    # To a pupil that goes on, a teacher that is calibrated again, on another processor, could be another one.
+    before = {file: file.stat().st_mtime_ns for file in there.glob("teacher*/config.json")}
+    code, said = trainings.run(*RECIPES["best"], "--output", there, "--resume")
+    assert code == 0, said
+    assert len(before) == 2 and before == {file: file.stat().st_mtime_ns for file in before}
+    assert_same(there, whole("best")[0])
+
+
+def cut_after_first_epoch(trainings: Trainings, output: Path, recipe: str = "original") -> dict[str, bytes]:
+    """Kill a run when its first epoch, of several networks that of the last, is complete; what it left."""
+    process = trainings.start(*RECIPES[recipe], "--output", output)
     state, curves = output / STATE_FILE, output / "curves.png"
     # The first state is written before the first epoch.
     assert wait_for(lambda: curves.exists() and state.stat().st_mtime_ns > curves.stat().st_mtime_ns, process)
@@ -317,19 +348,27 @@ def test_a_data_file_that_has_changed_is_refused(trainings: Trainings, tmp_path:
     assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
 
 
-def test_when_one_process_is_killed_the_others_say_so_and_all_resume(trainings: Trainings, tmp_path: Path) -> None:
+@pytest.fixture
+def start_two(trainings: Trainings) -> Callable[..., list[int]]:
+    """Starts a training in two processes."""
     stores = []
 
-    def start(output: Path, *more: object) -> list[int]:
+    def start(output: Path, *more: object, **variables: object) -> list[int]:
         # The processes meet at a store that listens here, as under torchrun: a port looked up for them beforehand could
         # be taken by another program until they listen.
         stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
         group = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": stores[-1].port}
-        group |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+        group |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0} | variables
         arguments = (*QUICK, "--batch-size", 7, "--output", output, *more)
         return [trainings.start(*arguments, RANK=rank, LOCAL_RANK=rank, **group) for rank in range(2)]
 
-    first, second = start(tmp_path / "cut")
+    return start
+
+
+def test_when_one_process_is_killed_the_others_say_so_and_all_resume(
+    trainings: Trainings, start_two: Callable, tmp_path: Path
+) -> None:
+    first, second = start_two(tmp_path / "cut")
     assert wait_for((tmp_path / "cut" / "curves.png").exists, first)
     os.kill(second, 9)
     assert trainings.end(second)[0] == -9
@@ -337,7 +376,23 @@ def test_when_one_process_is_killed_the_others_say_so_and_all_resume(trainings: 
     assert code == 1, said
     assert "If a process has ended, the same command with --resume goes on." in said
     assert_intact(tmp_path / "cut")
-    for process in (*start(tmp_path / "cut", "--resume"), *start(tmp_path / "whole")):
+    for process in (*start_two(tmp_path / "cut", "--resume"), *start_two(tmp_path / "whole")):
         code, said = trainings.end(process)
         assert code == 0, said
     assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_all_processes_learn_from_calibrated_teachers(
+    trainings: Trainings, start_two: Callable, tmp_path: Path
+) -> None:
+    teachers = tmp_path / "late" / "teacher1", tmp_path / "late" / "teacher2"
+    pupil = ("--learning-rate", 0.1, "--augmentation", 0.6, 0.2, "--mixup", 0.5, "--seed", 3)
+    for name, recipe, late in (
+        ("late", ("--recipe", "best"), 2),
+        ("alone", ("--recipe", "single", "--start-from", teachers[0], "--teachers", *teachers, *pupil), 0),
+    ):
+        for process in start_two(tmp_path / name, *recipe, "--epochs", 1, LATE=late):
+            code, said = trainings.end(process)
+            assert code == 0, said
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("late", "alone")]
+    assert weights[0] == weights[1]
