@@ -31,7 +31,7 @@ RECIPES = {
         *(*QUICK, "16", "24", "--optimizer", "sgd", "--schedule", "cosine", "--ema-decay", "0.9"),
         *("--unfreeze-every", "1", "--hard-epochs", "1", "--label-smoothing", "0.1"),
     ),
-    "best": ("--recipe", "best", *QUICK),
+    "best": ("--recipe", "best", *QUICK, "--epochs", "2"),
 }
 WRITTEN = (STATE_FILE, "model.safetensors")
 """What takes longest to write."""
@@ -219,7 +219,7 @@ def test_a_recipe_of_several_networks_is_those_networks_one_by_one(
 ) -> None:
     expected, _ = whole("best")
     first, second, last = (tmp_path / name for name in ("first", "second", "last"))
-    common = ("--recipe", "single", *QUICK, "--learning-rate", 0.1)
+    common = ("--recipe", "single", *QUICK, "--epochs", 2, "--learning-rate", 0.1)
     pupil = ("--start-from", first, "--teachers", first, second, "--augmentation", 0.6, 0.2, "--mixup", 0.5)
     for output, more in (
         (first, ("--augmentation", 0.6, 0.3, "--seed", 1)),
@@ -268,7 +268,12 @@ def test_several_networks_go_on_together_wherever_they_are(
     code, said = trainings.run(*RECIPES["best"], "--output", there, "--resume")
     assert code == 0, said
     assert len(before) == 2 and before == {file: file.stat().st_mtime_ns for file in before}
+    assert said.count(": network ") == said.count("plain: accuracy") == 3
     assert_same(there, whole("best")[0])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["output"] for line in lines] == [f"{here}/teacher1", f"{here}/teacher2", str(there)]
+    # Without the folder, so that `compare` finds one recipe in all its seeds.
+    assert (lines[2]["config"]["start_from"], lines[2]["config"]["teachers"]) == ("teacher1", ["teacher1", "teacher2"])
 
 
 def cut_after_first_epoch(trainings: Trainings, output: Path, recipe: str = "original") -> dict[str, bytes]:

@@ -85,12 +85,14 @@ def test_train_epoch_is_plain_gradient_descent(faces: FaceDataset, as_classes: b
 
 def test_epochs_take_objects_prepared_by_accelerate(faces: FaceDataset) -> None:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     images = get_enhanced_transforms_grayscale_48(False)(faces.images[:, None])
     loader = DataLoader(TensorDataset(images, faces.class_indices), batch_size=20)
     plain, criterion = small_network(), nn.CrossEntropyLoss()
     expected = train_epoch(plain, loader, criterion, torch.optim.SGD(plain.parameters(), 0.05), "cpu")
 
+    AcceleratorState._reset_state()  # Accelerate remembers the precision of a training before this test.
     accelerator = Accelerator(cpu=True)
     network = small_network()
     model, optimizer, prepared = accelerator.prepare(network, torch.optim.SGD(network.parameters(), 0.05), loader)
@@ -410,14 +412,14 @@ def run(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_two_processes_train_the_networks_of_a_recipe(tmp_path: Path) -> None:
+def test_two_processes_train_one_network(tmp_path: Path) -> None:
     # Without --multi_gpu Accelerate leaves starting processes to MPI; with it and no GPU, they are CPU processes.
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2)
     options = ("--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0)
-    arguments = ("--data", write_csv(tmp_path), "--output", tmp_path / "run", "--recipe", "best", "--epochs", 2)
-    done = run(*launch, *options, "train.py", *arguments, "--batch-size", 7, "--image-sizes", 24, folder=tmp_path)
+    arguments = ("--data", write_csv(tmp_path), "--output", tmp_path / "run", "--epochs", 2)
+    done = run(*launch, *options, "train.py", *arguments, "--batch-size", 7, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("plain: accuracy") == done.stdout.count(": network ") == 3
+    assert done.stdout.count("plain: accuracy") == 1
     run_settings = json.loads((tmp_path / "run/training_config.json").read_text())
     assert run_settings["processes"] == 2
     written = json.loads((tmp_path / "run/metrics.json").read_text())
@@ -428,9 +430,7 @@ def test_two_processes_train_the_networks_of_a_recipe(tmp_path: Path) -> None:
     assert metrics["rows"] == 21
     # The two halves of the validation faces were measured apart; together they must give the same figure.
     assert metrics["accuracy"] == pytest.approx(max(entry["validation_accuracy"] for entry in history))
-    *teachers, line = (tmp_path / "log.jsonl").read_text().splitlines()
-    names = [Path(json.loads(teacher)["output"]).relative_to(tmp_path / "run") for teacher in teachers]
-    assert list(map(str, names)) == json.loads(line)["config"]["teachers"] == ["teacher1", "teacher2"]
+    [line] = (tmp_path / "log.jsonl").read_text().splitlines()
     assert json.loads(line)["plain"]["accuracy"] == metrics["accuracy"] and json.loads(line)["epochs"] == 2
     # What is on disk, temperature included, gives the figures that stand beside it.
     again = evaluate(load_checkpoint(tmp_path / "run"), make_dataset(21, seed=2), tta=True)
