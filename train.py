@@ -63,8 +63,8 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         "--recipe",
         default="original",
         choices=RECIPES,
-        help="the published one, ours for one network, or ours for two and then, in four times the time, one "
-        "that learns from both; those go to teacher1 and teacher2 in the output folder (default: %(default)s)",
+        help="original: the published one; single: ours for one network; best: two networks, in teacher1 and teacher2 "
+        "of the output folder, and one that learns from both, in about four times the time (default: %(default)s)",
     )
     for field in dataclasses.fields(TrainingConfig):
         recipe.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **_option(field))
