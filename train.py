@@ -28,7 +28,8 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     """Command line to data and output options, and the networks to train; exits with 2 for wrong usage."""
     parser = argparse.ArgumentParser(
         description="Train the 48x48 grey expression network and keep the epoch with the best validation accuracy.",
-        epilog="example: python train.py --data fer2013.csv --recipe best --votes fer2013new.csv --output runs/first",
+        epilog="example: python train.py --data fer2013.csv --votes fer2013new.csv --labels ferplus --recipe best "
+        "--output runs/best",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -39,7 +40,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         "--labels",
         default="fer2013",
         choices=(*LABEL_SETS, OWN_LABELS),
-        help="label set; own: the names of the class folders, which also count where none is of the set "
+        help="label set; own: the names of the class folders, which are also taken where none is of a known emotion "
         "(default: %(default)s)",
     )
     data.add_argument(
@@ -64,7 +65,8 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         default="original",
         choices=RECIPES,
         help="original: the published one; single: ours for one network; best: two networks, in teacher1 and teacher2 "
-        "of the output folder, and one that learns from both, in about four times the time (default: %(default)s)",
+        "of the output folder, and one that learns from both, in about four times as long as single "
+        "(default: %(default)s)",
     )
     for field in dataclasses.fields(TrainingConfig):
         recipe.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **_option(field))
