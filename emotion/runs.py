@@ -105,7 +105,7 @@ def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
                 if not settings["teachers"]:
                     del settings["teacher_share"]
                 [run[name] + 0.0 for name in ("epochs", "hours")]
-                [run[name][key] + 0.0 for name in RESULTS if name in run for key in ("accuracy", "ece")]
+                [run[name][key] + 0.0 for name in RESULTS if name in run for key in KEPT]
                 run["plain"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
@@ -124,21 +124,22 @@ def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
 
 def table(trials: Iterable[Trial]) -> str:
     """The comparison for people: seeds, mean and standard deviation over them, and what the recipes differ in."""
-    columns = "{:>5}  {:>16}  {:>17}  {:>6}  {:>6}  {:>6}  {}"
-    lines = [columns.format("seeds", "one view", "with mirror image", "ECE", "epochs", "hours", "settings")]
+    columns = "{:>5}  {:>16}  {:>17}  {:>14}  {:>6}  {:>6}  {:>6}  {}"
+    lines = [columns.format("seeds", "one view", "with mirror image", "log loss", "ECE", "epochs", "hours", "settings")]
     for trial in trials:
         epochs, hours = (statistics.mean(run[name] for run in trial.runs) for name in ("epochs", "hours"))
         numbers = (f"{statistics.mean(trial.values('plain', 'ece')):.2%}", f"{epochs:.0f}", f"{hours:.2f}")
         settings = " ".join(f"{name}={_short(name, value)}" for name, value in trial.settings.items())
-        views = (_spread(trial.values(name, "accuracy")) for name in ("plain", "tta"))
-        lines.append(columns.format(len(trial.runs), *views, *numbers, settings).rstrip())
+        views = (_spread(trial.values(name, "accuracy"), ".2%") for name in ("plain", "tta"))
+        loss = _spread(trial.values("plain", "nll"), ".3f")
+        lines.append(columns.format(len(trial.runs), *views, loss, *numbers, settings).rstrip())
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: list[float], form: str) -> str:
     if len(values) < 2:
-        return f"{values[0]:.2%}" if values else "-"
-    return f"{statistics.mean(values):.2%} +- {statistics.stdev(values):.2%}"
+        return f"{values[0]:{form}}" if values else "-"
+    return f"{statistics.mean(values):{form}} +- {statistics.stdev(values):{form}}"
 
 
 def _short(name: str, value: Any) -> str:

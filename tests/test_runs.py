@@ -17,7 +17,8 @@ def write_run(folder: Path, seed: int, accuracy: float, **changes: Any) -> Path:
     """What train.py leaves in its output folder, as far as the log reads it."""
     folder.mkdir(parents=True)
     training = {"config": {"epochs": 2, "seed": seed} | changes, "precision": "float32", "processes": 1, "data": "abc"}
-    result = {"split": "PublicTest", "label_set": "fer2013", "rows": 21, "accuracy": accuracy, "nll": 1.0, "ece": 0.02}
+    result = {"split": "PublicTest", "label_set": "fer2013", "rows": 21, "accuracy": accuracy, "nll": 1 - accuracy}
+    result["ece"] = 0.02
     files = {
         "training_config": training,
         "history": [{"seconds": 1800.0}, {"seconds": 900.0}],
@@ -58,6 +59,7 @@ def test_the_command_gives_mean_spread_and_number_of_seeds(tmp_path: Path, capsy
     row = capsys.readouterr().out.splitlines()[1].split()
     values = np.array([*ACCURACIES.values()])
     assert row[:4] == ["3", f"{values.mean():.2%}", "+-", f"{values.std(ddof=1):.2%}"]
+    assert row[7:10] == [f"{1 - values.mean():.3f}", "+-", f"{values.std(ddof=1):.3f}"]
 
 
 def test_the_command_names_a_setting_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +82,13 @@ def test_the_log_makes_its_folder_and_says_where_it_cannot_be(tmp_path: Path) ->
 def test_a_line_without_its_hours_or_accuracies_is_named(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     whole = log_run(log, write_run(tmp_path / "run", 0, 0.5))
-    for changes in ({"hours": None}, {"epochs": "two"}, {"tta": {"rows": 3}}, {"plain": {}}):
+    for changes in (
+        {"hours": None},
+        {"epochs": "two"},
+        {"tta": {"rows": 3}},
+        {"plain": whole["plain"] | {"nll": "low"}},
+        {"plain": {}},
+    ):
         log.write_text(json.dumps(whole | changes) + "\n")
         with pytest.raises(ValueError, match=f"Line 1 of {log} is no line that train.py writes"):
             compare_runs([log])
