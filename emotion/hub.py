@@ -200,9 +200,15 @@ def model_card(
     config = _dict(training_config, "config")
     teachers = config.get("teachers")
     fer2013 = str(plain.get("split")).lower() in KAGGLE_SPLITS
-    ferplus = fer2013 and (plain.get("label_set") == "ferplus" or _learned_votes(training_config))
+    majority = fer2013 and plain.get("label_set") == "ferplus"
+    ferplus = majority or (fer2013 and _learned_votes(training_config))
     datasets = ["fer2013"] * fer2013 + ["ferplus"] * ferplus
-    figures = _eval_results(results, "fer2013" if fer2013 else "imagefolder")
+    # The Hub shows these figures without the card's text, beside others on FER2013's own labels.
+    dataset = ("imagefolder", "class folders")
+    if fer2013:
+        dataset = ("ferplus", "FER+, the majority of the votes") if majority else ("fer2013", "FER2013")
+    kind = split_kind(str(plain.get("split"))) or "validation"
+    figures = _eval_results(results, *dataset, {"train": "training"}.get(kind, kind))
     name = hub_id.split("/")[1]
     data = ModelCardData(
         license=LICENCE,
@@ -224,13 +230,13 @@ def model_card(
         side=IMAGE_SIZE,
         fer2013=fer2013,
         ferplus=ferplus,
-        majority=fer2013 and plain.get("label_set") == "ferplus",
+        majority=majority,
         epochs=len(history) if isinstance(history, list) else 0,
         start_from=_cell(config.get("start_from") or ""),
         teachers=_cell(", ".join(map(str, teachers)) if isinstance(teachers, list) else ""),
         settings=_table(("setting", "value"), config.items(), "The checkpoint does not say how it was trained."),
         measured=bool(results),
-        split_kind=split_kind(str(plain.get("split"))),
+        split_kind=kind,
         figures=_figures(results),
         per_class=_per_class(plain),
         confusion=_confusion(plain),
@@ -242,17 +248,17 @@ def model_card(
     )
 
 
-def _eval_results(results: Mapping[str, dict[str, Any]], dataset: str) -> list[EvalResult]:
+def _eval_results(results: Mapping[str, dict[str, Any]], dataset: str, called: str, kind: str) -> list[EvalResult]:
     """The figures in the form of the Hub's model-index, as fractions."""
     return [
         EvalResult(
             task_type="image-classification",
             dataset_type=dataset,
-            dataset_name={"fer2013": "FER2013", "imagefolder": "class folders"}[dataset],
+            dataset_name=called,
             dataset_config=str(result.get("label_set", "unknown")),
             dataset_split=str(result.get("split", "unknown")),
             metric_type=metric,
-            metric_name=f"{title}, {RESULTS[key]}",
+            metric_name=f"{kind} {title}, {RESULTS[key]}",
             metric_value=round(result[metric], 4),
         )
         for key, result in results.items()

@@ -590,6 +590,19 @@ def test_figures_on_ones_own_folders_do_not_claim_fer2013() -> None:
     assert "| one view | validation |" in card.text and "FER2013" not in card.text
 
 
+def test_the_model_index_tells_votes_from_fer2013s_labels_and_validation_from_test() -> None:
+    """A leaderboard shows a figure without the text around it."""
+    for split, label_set, expected in (
+        ("PublicTest", "fer2013", ("fer2013", "FER2013", "validation accuracy, one view")),
+        ("PublicTest", "ferplus", ("ferplus", "FER+, the majority of the votes", "validation accuracy, one view")),
+        ("PrivateTest", "ferplus", ("ferplus", "FER+, the majority of the votes", "test accuracy, one view")),
+        ("train", "own", ("imagefolder", "class folders", "training accuracy, one view")),
+    ):
+        metrics = {"plain": RESULT | {"split": split, "label_set": label_set}}
+        first, *_ = model_card(EmotionCNN(), "bob/mine", metrics=metrics).data.eval_results
+        assert (first.dataset_type, first.dataset_name, first.metric_name) == expected
+
+
 def test_the_server_refuses_bad_metadata_as_the_hub_does() -> None:
     """Without this, every test that a card is valid could pass for nothing."""
     good = str(model_card(EmotionCNN(), "bob/mine", metrics=METRICS))
