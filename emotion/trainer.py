@@ -266,6 +266,8 @@ def saved_state(output: Path, config: TrainingConfig, resume: bool) -> dict[str,
     if not resumed:
         return None
     state = load_training_state(state_file)
+    if not isinstance(state.get("identity"), dict) or not isinstance(state["identity"].get("config"), dict):
+        raise ValueError(f"{state_file} is not what a training leaves; bring that back, or give another --output.")
     _check_identity(state["identity"], {"config": _settings(config, output)}, output)
     return state
 
@@ -343,7 +345,7 @@ def fit(
             return targets.lerp(teachers(images), config.teacher_share)
 
     network, optimizer = _build(config, training.labels, device, anew=not state)
-    if config.transfer and accelerator.is_main_process:
+    if network.transferred_share and accelerator.is_main_process:
         tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
     averaged = None
     if config.ema_decay:
@@ -461,12 +463,12 @@ def fit(
 def _build(
     config: TrainingConfig, labels: Sequence[str], device: torch.device, anew: bool
 ) -> tuple[EmotionCNN, torch.optim.Optimizer]:
-    """The network, with the weights of `start_from` if a run begins `anew`, and its optimizer."""
+    """The network, with the weights of `start_from` or `transfer` if a run begins `anew`, and its optimizer."""
     torch.manual_seed(config.seed)
     network = create_enhanced_grayscale_model(
         len(labels),
         config.dropout_rate,
-        use_transfer_adaptation=config.transfer is not None,
+        use_transfer_adaptation=config.transfer is not None and anew,
         pretrained_backbone=config.transfer or "vgg16",
         labels=labels,
     ).to(device=device, memory_format=torch.channels_last)
@@ -506,13 +508,15 @@ def _origins(config: TrainingConfig, output: Path) -> dict[str, Any]:
 
 def _check_identity(before: dict, now: dict, output: Path) -> None:
     """Raise ValueError if the run in `output`, which was `before`, is not the one that goes on `now`."""
-    before, now = ({**run, **run["config"]} for run in (before, now))
-    changed = [name for name in now if name != "config" and before.get(name) != now[name]]
+    # One after the other: "precision" is what was asked for in the configuration, and beside it what was computed in.
+    pairs = ((before["config"], now["config"]), (before, now))
+    changed = {
+        name: old.get(name) for old, new in pairs for name in new if name != "config" and old.get(name) != new[name]
+    }
     if changed:
         raise ValueError(
-            f"{output} holds a run with other {', '.join(changed)} "
-            f"({', '.join(str(before.get(name)) for name in changed)}); repeat its settings, or start anew in "
-            "another --output."
+            f"{output} holds a run with other {', '.join(changed)} ({', '.join(map(str, changed.values()))}); repeat "
+            "its settings, or start anew in another --output."
         )
 
 

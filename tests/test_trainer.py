@@ -241,6 +241,16 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(
         fit(dataclasses.replace(config, seed=1), faces, other_faces, tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="holds a run with other data"):
         fit(config, other_faces, other_faces, tmp_path / "run", resume=True)
+    state = load_training_state(tmp_path / "run" / STATE_FILE)
+    # As of a run on another processor, where `auto` was another precision.
+    elsewhere = state | {"identity": state["identity"] | {"precision": "float16"}}
+    for content, said in (
+        (elsewhere, r"holds a run with other precision \(float16\);"),
+        ({}, "is not what a training"),
+    ):
+        torch.save(content, tmp_path / "run" / STATE_FILE)
+        with pytest.raises(ValueError, match=said):
+            fit(config, faces, other_faces, tmp_path / "run", resume=True)
     # A network from elsewhere, without a training state, is not overwritten either.
     (tmp_path / "run" / STATE_FILE).unlink()
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.transforms.functional import normalize
 
+from emotion.demo import make_dataset
 from emotion.model import EmotionCNN, create_enhanced_grayscale_model
+from emotion.recipes import TrainingConfig
+from emotion.trainer import fit
 from emotion.transfer import adapt_backbone, load_donor
 
 WIDTHS = (32, 32, 64, 64, 128, 128, 128, 256, 256, 256, 512, 512)
@@ -171,6 +174,19 @@ def test_weights_in_the_cache_are_loaded_and_their_share_reported(
     last = {"vgg16": "features.26", "vgg16_bn": "features.37", "resnet18": "layer4.0.conv2"}[backbone]
     assert torch.equal(model.features[4][3].weight, donor.state_dict()[f"{last}.weight"])
     assert create_enhanced_grayscale_model().transferred_share == 0.0
+
+
+def test_a_run_goes_on_without_the_filters_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(random_donor("resnet18").state_dict(), file)
+    config = TrainingConfig(epochs=1, batch_size=16, image_sizes=(16,), transfer="resnet18")
+    faces = make_dataset(16)
+    trained = fit(config, faces, faces, tmp_path / "run").state_dict()
+    file.write_text("gone")
+    resumed = fit(config, faces, faces, tmp_path / "run", resume=True).state_dict()
+    assert all(torch.equal(trained[name], resumed[name]) for name in trained)
 
 
 def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
