@@ -152,6 +152,14 @@ def test_doors_that_the_page_does_not_use_are_closed(url, site):
     assert files_in(site).keys() <= before
 
 
+def test_a_file_is_no_door_whatever_its_name(url, photos):
+    content = photos["person.png"].read_bytes()
+    sent = httpx.post(f"{url}gradio_api/upload", files={"files": ("monitoring.png", content)}, timeout=PATIENCE)
+    [path] = sent.raise_for_status().json()
+    answer = httpx.get(f"{url}gradio_api/file={path}", timeout=PATIENCE)
+    assert path.endswith("/monitoring.png") and (answer.status_code, answer.content) == (200, content)
+
+
 def test_a_network_that_is_not_offered_is_refused(url, checkpoints):
     config = httpx.get(f"{url}config", timeout=PATIENCE).json()
     [selector] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "network"]
