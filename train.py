@@ -18,7 +18,7 @@ from emotion.hub import check_target, push
 from emotion.labels import LABEL_SETS, OWN_LABELS
 from emotion.model import EmotionCNN
 from emotion.recipes import RECIPES, TrainingConfig, plan
-from emotion.runs import log_run, open_log
+from emotion.runs import append, log_run
 from emotion.trainer import STATE_FILE, TrainingDiverged, fit, saved_state
 
 HELD_OUT = 0.1
@@ -134,8 +134,9 @@ def finish(
     logits = compute_logits(model, validation, tta=True)
     model.temperature = fit_temperature(logits[0], validation.class_indices)
     save_checkpoint(model, output)
-    save_report(report(model, logits, validation, split, training), output)
-    log_run(log, output)
+    metrics = report(model, logits, validation, split, training)
+    log_run(log, output, metrics)
+    save_report(metrics, output)  # last: where it is, all is done
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_folders(networks, options.output, options.resume)
         training, validation, split = load_splits(options, networks[options.output].soft_targets)
         log = options.log or options.output.parent / "log.jsonl"
-        open_log(log).close()
+        append(log, "")
         for number, (output, config) in enumerate(networks.items(), 1):
             if number > 1 and dist.is_initialized():
                 dist.barrier()  # until the first process has calibrated the network before

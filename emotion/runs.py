@@ -2,11 +2,11 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from emotion.checkpoint import load_metadata
 from emotion.evaluate import RESULTS
@@ -33,22 +33,23 @@ class Trial:
         return [run[result][measure] for run in self.runs if run.get(result)]
 
 
-def log_run(log: str | Path, folder: str | Path) -> dict[str, Any]:
+def log_run(log: str | Path, folder: str | Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Append the finished run in a checkpoint folder to the log.
 
     Args:
         log: file of JSON lines, made if missing, with its folder.
-        folder: what `train.py` has written, with `training_config.json`, `history.json` and `metrics.json`.
+        folder: what `emotion.trainer.fit` has written, with `training_config.json` and `history.json`.
+        metrics: what `emotion.evaluate.report` says of it.
 
     Returns:
         What was appended: when and where, configuration and data, epochs and hours, and of each of `RESULTS` the
         measures in `KEPT`.
 
     Raises:
-        FileNotFoundError: if one of the three files is missing.
+        FileNotFoundError: if one of the two files is missing.
         OSError: if the log cannot be written.
     """
-    training, history, metrics = (load_metadata(folder, name) for name in ("training_config", "history", "metrics"))
+    training, history = (load_metadata(folder, name) for name in ("training_config", "history"))
     plain = metrics["plain"]
     line = {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -60,25 +61,25 @@ def log_run(log: str | Path, folder: str | Path) -> dict[str, Any]:
         "label_set": plain["label_set"],
         **{name: {key: metrics[name][key] for key in KEPT} for name in RESULTS if metrics.get(name)},
     }
-    with open_log(log) as file:
-        file.write(json.dumps(line) + "\n")
+    append(log, json.dumps(line) + "\n")
     return line
 
 
-def open_log(log: str | Path) -> TextIO:
-    """Open the log to append to it; it is made if missing, with its folder.
+def append(log: str | Path, text: str) -> None:
+    """Append to the log; it is made if missing, with its folder.
 
     Raises:
         OSError: if it cannot be written.
     """
     try:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
-        return open(log, "a", encoding="utf-8")
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise OSError(f"Cannot write the log {log}: {error.strerror}. Give another --log.") from error
 
 
-def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
+def compare_runs(logs: Sequence[str | Path]) -> list[Trial]:
     """Gather runs that differ in nothing but their seed and the processor.
 
     Args:
@@ -88,12 +89,18 @@ def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
         A trial per recipe, data set and split, those with the best mean accuracy of one view first.
 
     Raises:
-        FileNotFoundError: if a log does not exist.
-        ValueError: if a line is none of `log_run`'s.
+        ValueError: if a log cannot be read, a line is none of `log_run`'s, or there is no line at all.
     """
     trials: dict[str, dict[int, dict[str, Any]]] = {}
     for log in logs:
-        for number, text in enumerate(Path(log).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines = Path(log).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{log} cannot be read as a log ({getattr(error, 'strerror', 'no text')}); give the file that train.py "
+                "appends to, such as runs/log.jsonl."
+            ) from None
+        for number, text in enumerate(lines, 1):
             try:
                 run = json.loads(text)
                 # A run from before there was a flag did what leaving it out does now, and is the same recipe. So is
@@ -112,6 +119,8 @@ def compare_runs(logs: Iterable[str | Path]) -> list[Trial]:
                     f"Line {number} of {log} is no line that train.py writes ({error}); remove the line."
                 ) from None
             trials.setdefault(json.dumps(settings, sort_keys=True), {})[seed] = run
+    if not trials:
+        raise ValueError(f"There is no finished run in {', '.join(map(str, logs))}; give the log of one that is.")
     found = [json.loads(key) for key in trials]
     names = sorted({name for settings in found for name in settings})
     telling = [name for name in names if len({json.dumps(settings.get(name)) for settings in found}) > 1]
