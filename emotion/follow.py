@@ -34,12 +34,12 @@ class Sample(NamedTuple):
 
     Attributes:
         time: seconds, on the clock of `FaceFollower.update`.
-        number: which face it was.
+        track: which face it was.
         probabilities: smoothed probability of every class, in the model's order.
     """
 
     time: float
-    number: int
+    track: int
     probabilities: dict[str, float]
 
 
@@ -51,13 +51,16 @@ class FaceFollower:
 
     Attributes:
         faces: the faces now, by their number: the newest box, smoothed probabilities, and no crop.
+        tracks: which face has each of these numbers, counted from 1 on: numbers are given again, tracks are not.
         timeline: samples of the last `TIMELINE_SECONDS`, of the largest face and then of the same one for as long as
             it is followed.
     """
 
     def __init__(self) -> None:
         self.faces: dict[int, Prediction] = {}
+        self.tracks: dict[int, int] = {}
         self.timeline: deque[Sample] = deque()
+        self._followed = 0
         self._seen: dict[int, float] = {}
         self._frames: deque[float] = deque()
         self._searched = -math.inf
@@ -102,6 +105,7 @@ class FaceFollower:
             number = numbers.get(index)
             if number is None:
                 number = numbers[index] = next(n for n in count(1) if n not in self.faces)
+                self._followed = self.tracks[number] = self._followed + 1
                 smoothed = face.probabilities
             else:
                 share = 1 - math.exp((self._seen[number] - now) / SMOOTHING_SECONDS)
@@ -113,7 +117,7 @@ class FaceFollower:
             )
             self._seen[number] = now
         for number in [number for number, seen in self._seen.items() if now - seen > LOST_SECONDS]:
-            del self.faces[number], self._seen[number]
+            del self.faces[number], self.tracks[number], self._seen[number]
 
         self._frames.append(now)
         while self._frames[0] < now - RATE_SECONDS:
@@ -122,8 +126,9 @@ class FaceFollower:
             self.timeline.popleft()
         last = self.timeline[-1] if self.timeline else None
         if self.faces and (last is None or now - last.time >= TIMELINE_STEP):
-            number = last.number if last and last.number in self.faces else max(self.faces, key=self._area)
-            self.timeline.append(Sample(now, number, self.faces[number].probabilities))
+            largest = max(self.faces, key=self._area)
+            number = next((n for n, track in self.tracks.items() if last and track == last.track), largest)
+            self.timeline.append(Sample(now, self.tracks[number], self.faces[number].probabilities))
         return [numbers[index] for index in range(len(found))]
 
     def _area(self, number: int) -> float:

@@ -122,9 +122,18 @@ def test_the_timeline_holds_thirty_seconds_of_the_face_that_was_largest_first():
     assert times[0] == pytest.approx(10, abs=0.35) and times[0] >= 10 and times[-1] == pytest.approx(40, abs=0.25)
     # At ten frames a second, every third frame is at least a quarter of a second later.
     assert np.diff(times) == pytest.approx(0.3)
-    assert {sample.number for sample in follower.timeline} == {1}
+    assert {sample.track for sample in follower.timeline} == {1}
     follower.update([face(300, side=110)], 40.6)
-    assert follower.timeline[-1].number == 2
+    assert follower.timeline[-1].track == 2
+
+
+def test_the_next_face_of_the_same_number_is_another_one_to_the_timeline():
+    follower = FaceFollower()
+    follower.update([face(0)], 0.0)
+    follower.update([], 0.6)
+    follower.update([face(300)], 0.7)
+    assert sorted(follower.faces) == [1] and follower.tracks == {1: 2}
+    assert [(sample.time, sample.track) for sample in follower.timeline] == [(0.0, 1), (0.7, 2)]
 
 
 def test_frame_rate_is_that_of_the_last_five_seconds():

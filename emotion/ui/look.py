@@ -347,7 +347,7 @@ def timeline(samples: Sequence[Sample], labels: Sequence[str], seconds: float | 
             x = WIDTH * (sample.time - left) / width
             y = 100 * (1 - sample.probabilities[name])
             # Another face, or a time without any, interrupts the line.
-            apart = before is None or before.number != sample.number or sample.time - before.time > GAP_SECONDS
+            apart = before is None or before.track != sample.track or sample.time - before.time > GAP_SECONDS
             path += f"{'M' if apart else 'L'}{x:.1f} {y:.1f}" + ("h.1" if apart else "")
             averages[name] += sample.probabilities[name] / len(samples)
             before = sample

@@ -167,13 +167,10 @@ def _follow(network: Network, clip: Iterable[tuple[float, Image.Image]]) -> dict
     """Every face of a clip over time, by a number of its own."""
     follower = FaceFollower()
     tracks: dict[int, list[Moment]] = {}
-    track_of: dict[int, int] = {}
     for time, picture in clip:
-        found, known = network.predictor.predict(picture), set(follower.faces)
+        found = network.predictor.predict(picture)
         for number, face in zip(follower.update(found, time), found, strict=True):
-            if number not in known:  # the follower gives the number of a face that is gone to the next one
-                track_of[number] = len(tracks) + 1
-            tracks.setdefault(track_of[number], []).append(Moment(time, face))
+            tracks.setdefault(follower.tracks[number], []).append(Moment(time, face))
     return tracks
 
 
