@@ -37,8 +37,8 @@ def evidence(model: nn.Module, image: Tensor, class_index: int) -> np.ndarray:
     if image.shape != (1, 1, IMAGE_SIZE, IMAGE_SIZE) or not image.is_floating_point():
         raise ValueError(f"image is {image.dtype} {tuple(image.shape)}; give one float face of shape (1, 1, 48, 48).")
     image = image.detach().float()
-    # In float64, so that a flat picture is exactly its mean.
-    grey = image.double().mean().float()
+    # In float64, so that a flat picture is exactly its mean; Apple's GPUs have none.
+    grey = image.cpu().double().mean().float().to(image.device)
     detail = image - grey
     share = (torch.arange(STEPS, device=image.device) + 0.5) / STEPS
     modes = [(module, module.training) for module in model.modules()]
