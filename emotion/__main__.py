@@ -216,7 +216,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             if options.output:
                 save_report(full, options.output)
             # With the keys that there are without --full, too.
-            metrics, text = full["plain"] | full, _full_table(full)
+            metrics = full["tta" if options.tta else "plain"] | full
+            text = _full_table(metrics)
     print(json.dumps(metrics, indent=2) if options.json else text)
     return 0
 
@@ -233,14 +234,14 @@ def _training_faces(options: argparse.Namespace) -> "FaceDataset | None":
 
 
 def _full_table(metrics: dict[str, Any]) -> str:
-    """The full report for people."""
+    """The full report for people, which begins with one of its results in detail."""
     from emotion.robustness import UNITS
 
-    plain, robustness = metrics["plain"], metrics["robustness"]
+    robustness = metrics["robustness"]
     lines = [
-        f"{plain['split']}, {plain['label_set']} labels",
+        f"{metrics['split']}, {metrics['label_set']} labels",
         "",
-        _table(plain),
+        _table(metrics),
         "",
         f"{'':<24}  {'faces':>6}  {'accuracy':>8}  {'95% interval':>14}  {'calibration error':>17}",
     ]
@@ -330,9 +331,10 @@ def _export_pth(model: "EmotionCNN", checkpoint: str, file: str) -> None:
 
     history, metrics = stored("history"), stored("metrics")
     try:  # other tools may have written other metrics
-        best_val_acc = 100 * metrics["plain"]["accuracy"]
-    except (KeyError, TypeError):
-        best_val_acc = None
+        accuracy = float(metrics["plain"]["accuracy"])
+    except (KeyError, TypeError, ValueError):
+        accuracy = float("nan")
+    best_val_acc = 100 * accuracy if 0 <= accuracy <= 1 else None
     save_pth(model, file, history=history, training_config=stored("training_config"), best_val_acc=best_val_acc)
 
 

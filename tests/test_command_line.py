@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -303,6 +304,8 @@ def test_the_full_report_is_printed_and_written(
     # What there is without --full is there with it, too.
     assert {key: result[key] for key in plain} == plain == {key: result["plain"][key] for key in plain}
     assert {key: result["tta"][key] for key in tta} == tta
+    mirrored = json.loads(run(*call, "--full", "--json", "--tta").out)
+    assert {key: mirrored[key] for key in tta} == tta and mirrored["plain"] == result["plain"]
     assert (result["unseen"]["rows"], result["unseen"]["split"]) == (4, "PublicTest")
     assert result["unseen"]["confusion"][0] == result["unseen"]["confusion"][1] == [0] * 7
     assert (result["robustness"]["rows"], len(result["robustness"]["accuracy"])) == (6, 7)
@@ -357,8 +360,14 @@ def test_export_writes_the_single_file_with_what_the_folder_knows(run, checkpoin
         assert torch.equal(content["model_state_dict"][name], tensor), name
 
 
-def test_export_does_without_metadata(run, seven: Path, tmp_path: Path) -> None:
-    assert run("export", seven, "--pth", tmp_path / "model.pth").status == 0
+@pytest.mark.parametrize(
+    "metrics", [None, [], {"accuracy": 0.5}, *({"plain": {"accuracy": a}} for a in ("?", [1], 71))]
+)
+def test_export_does_without_metadata_or_with_others(run, seven: Path, tmp_path: Path, metrics: Any) -> None:
+    folder = shutil.copytree(seven, tmp_path / "foreign")
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert run("export", folder, "--pth", tmp_path / "model.pth").status == 0
     assert torch.load(tmp_path / "model.pth", weights_only=True)["best_val_acc"] is None
 
 
