@@ -64,7 +64,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         "--recipe",
         default="original",
         choices=RECIPES,
-        help="original: the published one; single: ours for one network; best: two networks, in teacher1 and teacher2 "
+        help="original: that of the notebook this grew out of; single: ours for one network; best: two networks, in teacher1 and teacher2 "
         "of the output folder, and one that learns from both, in about four times as long as single "
         "(default: %(default)s)",
     )
