@@ -41,9 +41,11 @@ def memory(field: str, process: int | str = "self") -> int:
 
 
 def processor() -> str:
-    """Name of the processor."""
-    named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return named[1] if named else platform.machine()
+    """Name of the processor, which may be that of a family, and whether it computes in bfloat16."""
+    text = Path("/proc/cpuinfo").read_text()
+    named = re.search(r"model name\s*: (.+)", text)
+    native = re.search(r"\b(avx512_bf16|amx_bf16)\b", text)
+    return f"{named[1] if named else platform.machine()} {'with' if native else 'without'} bfloat16"
 
 
 def machine() -> str:
