@@ -331,10 +331,10 @@ def _export_pth(model: "EmotionCNN", checkpoint: str, file: str) -> None:
 
     history, metrics = stored("history"), stored("metrics")
     try:  # other tools may have written other metrics
-        accuracy = float(metrics["plain"]["accuracy"])
-    except (KeyError, TypeError, ValueError):
-        accuracy = float("nan")
-    best_val_acc = 100 * accuracy if 0 <= accuracy <= 1 else None
+        accuracy = metrics["plain"]["accuracy"]
+    except (KeyError, TypeError):
+        accuracy = None
+    best_val_acc = 100 * accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None
     save_pth(model, file, history=history, training_config=stored("training_config"), best_val_acc=best_val_acc)
 
 

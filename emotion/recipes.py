@@ -87,8 +87,8 @@ class TrainingConfig:
         ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number of at least {low}.")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed is {self.seed}; give a whole number below 2**63, which generators take.")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed is {self.seed}; give a whole number below 2**64, which generators take.")
         for name in ("learning_rate", "backbone_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a positive number.")

@@ -1,6 +1,8 @@
 """The log of training runs: a line of JSON per run, and recipes compared over their seeds."""
 
+import errno
 import json
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -66,15 +68,20 @@ def log_run(log: str | Path, folder: str | Path, metrics: Mapping[str, Any]) -> 
 
 
 def append(log: str | Path, text: str) -> None:
-    """Append to the log; it is made if missing, with its folder.
+    """Append to the log, all or nothing; it is made if missing, with its folder.
 
     Raises:
         OSError: if it cannot be written.
     """
+    content = text.encode()
     try:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(text)
+        with open(log, "ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(content) < len(content):
+                # What the next line is appended to shall not be a part of one.
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise OSError(f"Cannot write the log {log}: {error.strerror}. Give another --log.") from error
 

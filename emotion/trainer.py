@@ -361,7 +361,10 @@ def fit(
 
     history: list[dict] = []
     if state:
-        _check_identity(state["identity"], identity, output)
+        now = dict(identity)
+        if _finished(config, state["history"]):
+            del now["precision"]  # nothing more is computed
+        _check_identity(state["identity"], now, output)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
@@ -508,15 +511,19 @@ def _origins(config: TrainingConfig, output: Path) -> dict[str, Any]:
 
 def _check_identity(before: dict, now: dict, output: Path) -> None:
     """Raise ValueError if the run in `output`, which was `before`, is not the one that goes on `now`."""
-    # One after the other: "precision" is what was asked for in the configuration, and beside it what was computed in.
-    pairs = ((before["config"], now["config"]), (before, now))
-    changed = {
-        name: old.get(name) for old, new in pairs for name in new if name != "config" and old.get(name) != new[name]
-    }
+
+    def telling(run: dict) -> dict:
+        # Not the precision that was asked for, but that beside the configuration, which "auto" led to.
+        asked = {name: value for name, value in run["config"].items() if name != "precision"}
+        return asked | {name: value for name, value in run.items() if name != "config"}
+
+    before, now = telling(before), telling(now)
+    changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise ValueError(
-            f"{output} holds a run with other {', '.join(changed)} ({', '.join(map(str, changed.values()))}); repeat "
-            "its settings, or start anew in another --output."
+            f"{output} holds a run with other {', '.join(changed)} "
+            f"({', '.join(str(before.get(name)) for name in changed)}); repeat its settings, or start anew in "
+            "another --output."
         )
 
 

@@ -361,7 +361,7 @@ def test_export_writes_the_single_file_with_what_the_folder_knows(run, checkpoin
 
 
 @pytest.mark.parametrize(
-    "metrics", [None, [], {"accuracy": 0.5}, *({"plain": {"accuracy": a}} for a in ("?", [1], 71))]
+    "metrics", [None, [], {"accuracy": 0.5}, *({"plain": {"accuracy": a}} for a in ("?", [1], True, 10**400, 71.0))]
 )
 def test_export_does_without_metadata_or_with_others(run, seven: Path, tmp_path: Path, metrics: Any) -> None:
     folder = shutil.copytree(seven, tmp_path / "foreign")

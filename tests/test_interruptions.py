@@ -276,6 +276,22 @@ def test_several_networks_go_on_together_wherever_they_are(
     assert (lines[2]["config"]["start_from"], lines[2]["config"]["teachers"]) == ("teacher1", ["teacher1", "teacher2"])
 
 
+def test_a_run_that_could_not_be_logged_is_when_it_goes_on(trainings: Trainings, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log.jsonl"
+    command = (*RECIPES["original"], "--epochs", 1, "--output", run)
+    process = trainings.start(*command, LATE=3)
+    assert wait_for((run / "model.safetensors").exists, process)
+    log.unlink()
+    log.mkdir()
+    assert_refused(trainings.end(process), f"Cannot write the log {log}: Is a directory. Give another --log.")
+    assert not (run / "metrics.json").exists()
+    log.rmdir()
+    code, said = trainings.run(*command, "--resume")
+    assert code == 0, said
+    [line] = log.read_text().splitlines()
+    assert json.loads(line)["plain"]["nll"] == json.loads((run / "metrics.json").read_text())["plain"]["nll"]
+
+
 def cut_after_first_epoch(trainings: Trainings, output: Path, recipe: str = "original") -> dict[str, bytes]:
     """Kill a run when its first epoch, of several networks that of the last, is complete; what it left."""
     process = trainings.start(*RECIPES[recipe], "--output", output)

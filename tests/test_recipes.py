@@ -73,7 +73,7 @@ def test_a_recipe_of_several_networks_takes_neither_teachers_nor_filters(given: 
     [
         ({"epochs": 0}, "epochs is 0; give a whole number of at least 1"),
         ({"batch_size": 1}, "batch_size is 1; give a whole number of at least 2"),
-        ({"seed": 2**63}, r"seed is 9223372036854775808; give a whole number below 2\*\*63"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616; give a whole number below 2\*\*64"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0; give a positive number"),
         ({"image_sizes": (8,)}, "give sides of at least 16"),
         ({"augmentation": (0.0, 2.0)}, "augmentation is .*; give two strengths from 0 to 1"),

@@ -1,6 +1,7 @@
 """The log of training runs, and what is compared in it."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,20 @@ def test_the_log_makes_its_folder_and_says_where_it_cannot_be(tmp_path: Path) ->
     for log in (tmp_path / "log.jsonl" / "log.jsonl", Path("/dev/full")):
         with pytest.raises(OSError, match=rf"Cannot write the log {log}: .*\. Give another --log\.$"):
             append(log, "{}")
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    log, line = tmp_path / "log.jsonl", "{}\n"
+    append(log, line)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 1, hard))
+    try:
+        with pytest.raises(OSError, match="Cannot write the log .*No space left on device"):
+            append(log, line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append(log, line)
+    assert log.read_text() == 2 * line
 
 
 def test_a_line_without_its_hours_or_accuracies_is_named(tmp_path: Path) -> None:

@@ -170,6 +170,27 @@ def fit_one_epoch(config: TrainingConfig, training: FaceDataset, validation: Fac
     return state
 
 
+def test_a_run_goes_on_in_the_precision_that_it_was_computed_in(
+    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
+) -> None:
+    config, file = dataclasses.replace(QUICK, epochs=2, precision="float32"), tmp_path / "run" / STATE_FILE
+    fit_one_epoch(config, faces, other_faces, tmp_path / "run")
+
+    def epochs_after(precision: str) -> int:
+        """How far the run gets if "auto" was `precision` where it comes from."""
+        state = load_training_state(file)
+        identity = state["identity"] | {"precision": precision}
+        identity["config"] = identity["config"] | {"precision": "auto"}
+        torch.save(state | {"identity": identity}, file)
+        fit(config, faces, other_faces, tmp_path / "run", resume=True)
+        return len(load_training_state(file)["history"])
+
+    with pytest.raises(ValueError, match=r"holds a run with other precision \(bfloat16\); repeat its settings"):
+        epochs_after("bfloat16")
+    assert epochs_after("float32") == 2
+    assert epochs_after("bfloat16") == 2  # complete, it computes nothing more
+
+
 def test_best_epoch_is_kept_and_patience_ends_the_run(
     faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
 ) -> None:
@@ -241,16 +262,9 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(
         fit(dataclasses.replace(config, seed=1), faces, other_faces, tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="holds a run with other data"):
         fit(config, other_faces, other_faces, tmp_path / "run", resume=True)
-    state = load_training_state(tmp_path / "run" / STATE_FILE)
-    # As of a run on another processor, where `auto` was another precision.
-    elsewhere = state | {"identity": state["identity"] | {"precision": "float16"}}
-    for content, said in (
-        (elsewhere, r"holds a run with other precision \(float16\);"),
-        ({}, "is not what a training"),
-    ):
-        torch.save(content, tmp_path / "run" / STATE_FILE)
-        with pytest.raises(ValueError, match=said):
-            fit(config, faces, other_faces, tmp_path / "run", resume=True)
+    torch.save({}, tmp_path / "run" / STATE_FILE)
+    with pytest.raises(ValueError, match="is not what a training leaves"):
+        fit(config, faces, other_faces, tmp_path / "run", resume=True)
     # A network from elsewhere, without a training state, is not overwritten either.
     (tmp_path / "run" / STATE_FILE).unlink()
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}

@@ -1,5 +1,6 @@
 """The web side: no address, payload or name reaches what is not offered, and the server asks no other host."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -19,7 +20,7 @@ from playwright.sync_api import Page, expect
 
 import emotion.ui
 from emotion.networks import load_networks
-from emotion.ui.guard import FILE_MEGABYTES, PER_MINUTE, QUEUE, UPLOADS, setting
+from emotion.ui.guard import FILE_MEGABYTES, PER_MINUTE, QUEUE, UPLOADS, Guard, setting
 
 SECRET = "a sentence that no visitor may read"
 
@@ -158,6 +159,29 @@ def test_a_file_is_no_door_whatever_its_name(url, photos):
     [path] = sent.raise_for_status().json()
     answer = httpx.get(f"{url}gradio_api/file={path}", timeout=PATIENCE)
     assert path.endswith("/monitoring.png") and (answer.status_code, answer.content) == (200, content)
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "closed"),
+    [
+        *((root, f"{root}/gradio_api/deep_link", True) for root in ("", "/faces", "/a=b", "/monitor")),
+        *(("/", f"{slashes}gradio_api/proxy=https://example.com/", True) for slashes in ("/", "//")),
+        ("/faces", "/faces/monitoring/summary/", True),
+        *((root, f"{root}/gradio_api/file=/srv/monitoring/a.png", False) for root in ("", "/faces", "/a=b")),
+    ],
+)
+def test_doors_are_closed_and_files_are_not_under_any_path(root: str, path: str, closed: bool) -> None:
+    asked, statuses = [], []
+
+    async def page(scope: dict, receive: object, send: object) -> None:
+        asked.append(scope["path"])
+
+    async def send(message: dict) -> None:
+        statuses.append(message.get("status"))
+
+    guard = Guard(page, per_minute=1, file_bytes=1, sweep_seconds=1, keep_seconds=1)
+    asyncio.run(guard({"type": "http", "method": "GET", "path": path, "root_path": root}, None, send))
+    assert (asked, statuses[:1]) == (([], [404]) if closed else ([path], []))
 
 
 def test_a_network_that_is_not_offered_is_refused(url, checkpoints):

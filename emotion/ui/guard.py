@@ -25,10 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from emotion.networks import TRIM
 
 BUSY: Final = "This page is busy; please try again in a minute."
-WORK: Final = re.compile(r"(?s)[^=]*/gradio_api/(upload|queue/join|(call|run|api|mcp)/.*)")
-"""Requests that let the server work. No door follows an equals sign: that is where a file's own path begins."""
+WORK: Final = re.compile(r"(?s)/*gradio_api/(upload|queue/join|(call|run|api|mcp)/.*)")
+"""Requests that let the server work."""
 CLOSED: Final = re.compile(
-    r"(?s)[^=]*/(gradio_api/(deep_link|process_recording|component_server|vibe-.*|proxy=.*)|monitoring.*)"
+    r"(?s)/*(gradio_api/(deep_link|process_recording|component_server|vibe-.*|proxy=.*)|monitoring.*)"
 )
 """Doors of gradio that the page does not use: they write what they are given to files, or ask other hosts."""
 UPLOADS: Final = 8
@@ -109,7 +109,7 @@ class Guard:
             finally:
                 forgetting.cancel()
             return
-        path = scope.get("path", "").rstrip("/")
+        path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/")
         if CLOSED.fullmatch(path):
             await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
         elif scope.get("method") == "POST" and WORK.fullmatch(path) and not self._may_work(scope.get("client")):
