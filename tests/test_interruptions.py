@@ -279,7 +279,7 @@ def test_several_networks_go_on_together_wherever_they_are(
 def test_a_run_that_could_not_be_logged_is_when_it_goes_on(trainings: Trainings, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log.jsonl"
     command = (*RECIPES["original"], "--epochs", 1, "--output", run)
-    process = trainings.start(*command, LATE=3)
+    process = trainings.start(*command, LATE=1)
     assert wait_for((run / "model.safetensors").exists, process)
     log.unlink()
     log.mkdir()
