@@ -204,7 +204,7 @@ def model_card(
     ferplus = majority or (fer2013 and _learned_votes(training_config))
     datasets = ["fer2013"] * fer2013 + ["ferplus"] * ferplus
     # The Hub shows these figures without the card's text, beside others on FER2013's own labels.
-    dataset = ("imagefolder", "class folders")
+    dataset = ("unknown", "faces that the checkpoint does not name")
     if fer2013:
         dataset = ("ferplus", "FER+, the majority of the votes") if majority else ("fer2013", "FER2013")
     kind = split_kind(str(plain.get("split"))) or "validation"
