@@ -30,6 +30,7 @@ import pytest
 from hub_server import WRITE, HubServer, serving
 from PIL import Image
 
+import train
 from benchmarks import prediction, traditional
 from docs import make
 from emotion.data import FERPLUS_COLUMNS
@@ -187,7 +188,7 @@ class Reader:
         self.folder = folder
         self.processes = processes
         self.pages: list[tuple[subprocess.Popen, str, Path]] = []
-        self.seeds: dict[str, Path] = {}
+        self.trained: dict[str, Path] = {}
 
     def sh(self, command: str) -> None:
         if command in NOT_RUN:
@@ -213,11 +214,15 @@ class Reader:
         return sorted(glob.glob(word, root_dir=self.folder)) if "*" in word else [word]
 
     def python(self, arguments: list[str], variables: dict[str, str], command: str) -> None:
-        if "--seed" in arguments:
-            # A training that differs in its seed is not run again: what it would leave is a copy.
-            output = self.folder / dict(pairwise(arguments))["--output"]
-            first = self.seeds.setdefault(re.sub(r"--(seed|start-from|output) \S+", "", command), output)
-            if first != output:
+        if arguments[0] == "train.py":
+            options, _ = train.parse_arguments(arguments[1:])
+            named = [Path(name) for name in (options.start_from, *(options.teachers or ())) if name]
+            assert all((self.folder / name).exists() for name in named), command
+            # A training that differs in numbers or names alone is not run again: what it would leave is a copy.
+            output = self.folder / options.output
+            alike = re.sub(r" --(output|start-from|teachers)( [^ -]\S*)+| --[\w-]+( [\d.]+)+(?= |$)", r"\1", command)
+            first = self.trained.setdefault(alike, output)
+            if not output.exists() and first.exists():
                 shutil.copytree(first, output)
                 return
         added = [extra for name, extras in APPENDED.items() if name in arguments for extra in extras]
