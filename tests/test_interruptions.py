@@ -166,7 +166,7 @@ def assert_intact(output: Path) -> None:
         load_training_state(state)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_killed_runs_resume_to_identical_weights(
     trainings: Trainings, whole: Callable, tmp_path: Path, recipe: str, kills: int
