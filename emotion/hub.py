@@ -26,7 +26,7 @@ from huggingface_hub.utils import filter_repo_objects
 from emotion.checkpoint import METADATA, find, hub_problem, is_hub_id, load_checkpoint, load_metadata, locate
 from emotion.data import split_kind
 from emotion.evaluate import RESULTS
-from emotion.labels import IMAGE_SIZE
+from emotion.labels import IMAGE_SIZE, OWN_LABELS
 from emotion.model import EmotionCNN
 from emotion.predict import DEFAULT_CHECKPOINT
 
@@ -205,7 +205,9 @@ def model_card(
     datasets = ["fer2013"] * fer2013 + ["ferplus"] * ferplus
     # The Hub shows these figures without the card's text, beside others on FER2013's own labels.
     dataset = ("unknown", "faces that the checkpoint does not name")
-    if fer2013:
+    if plain.get("label_set") == OWN_LABELS:  # which nothing else has
+        dataset = ("imagefolder", "class folders")
+    elif fer2013:
         dataset = ("ferplus", "FER+, the majority of the votes") if majority else ("fer2013", "FER2013")
     kind = split_kind(str(plain.get("split"))) or "validation"
     figures = _eval_results(results, *dataset, {"train": "training"}.get(kind, kind))

@@ -597,7 +597,8 @@ def test_the_model_index_tells_votes_from_fer2013s_labels_and_validation_from_te
         ("PublicTest", "fer2013", ("fer2013", "FER2013", "validation accuracy, one view")),
         ("PublicTest", "ferplus", ("ferplus", "FER+, the majority of the votes", "validation accuracy, one view")),
         ("PrivateTest", "ferplus", ("ferplus", "FER+, the majority of the votes", "test accuracy, one view")),
-        ("train", "own", ("unknown", "faces that the checkpoint does not name", "training accuracy, one view")),
+        ("train", "own", ("imagefolder", "class folders", "training accuracy, one view")),
+        ("train", "fer2013", ("unknown", "faces that the checkpoint does not name", "training accuracy, one view")),
     ):
         metrics = {"plain": RESULT | {"split": split, "label_set": label_set}}
         first, *_ = model_card(EmotionCNN(), "bob/mine", metrics=metrics).data.eval_results
