@@ -5,6 +5,7 @@ numbers from (seed, epoch), so that a resumed run repeats an interrupted epoch e
 be stored.
 """
 
+import copy
 import dataclasses
 import hashlib
 import math
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from emotion.checkpoint import (
@@ -38,6 +39,8 @@ from emotion.recipes import TrainingConfig
 from emotion.transforms import Pipeline, get_enhanced_transforms_grayscale_48
 
 STATE_FILE = "training_state.pt"
+AHEAD = 16
+"""Batches that are augmented, mixed and taught together, but on the CPU, whose caches hold one."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -80,7 +83,7 @@ class Teachers:
 
 
 class FaceLoader:
-    """Batches of faces that live on the device as uint8 and are augmented there, a batch at a time.
+    """Batches of faces that live on the device as uint8 and are augmented there, on the CPU a batch at a time.
 
     Yields (images, targets): float (B, 1, S, S), normalised, and float (B, C). With several processes, each one gets
     its own share of the rows. Set `epoch`, augmentation `strength`, picture `size`, the share `mixup` of faces that
@@ -120,6 +123,8 @@ class FaceLoader:
         rows = len(dataset) // self.world if shuffle else len(range(self.rank, len(dataset), self.world))
         self.batch_size = min(batch_size, rows) if shuffle else batch_size
         self.steps = rows // self.batch_size if shuffle else math.ceil(rows / batch_size)
+        # A GPU takes longer to be told of these small steps than to compute them.
+        self.ahead = 1 if self.images.device.type == "cpu" else AHEAD
 
     def __len__(self) -> int:
         return self.steps
@@ -132,8 +137,9 @@ class FaceLoader:
             order = torch.randperm(len(self.images), generator=shuffler)
         order = order[self.rank :: self.world].to(self.images.device)
         generator = torch.Generator().manual_seed(_derived_seed(self.seed, self.epoch, f"augmentation {self.rank}"))
-        for step in range(self.steps):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+        order = order[: self.steps * self.batch_size]  # what of a shuffled one fills no batch is left out
+        for start in range(0, len(order), self.ahead * self.batch_size):
+            rows = order[start : start + self.ahead * self.batch_size]
             images, targets = self.transform(self.images[rows], self.strength, generator), self.targets[rows]
             if self.mixup:
                 images, targets = _mixed(images, targets, self.mixup, generator)
@@ -141,7 +147,7 @@ class FaceLoader:
                 targets = self.teach(images, targets)
             if self.size != IMAGE_SIZE:
                 images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-            yield images, targets
+            yield from zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
 
 
 def _mixed(images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -347,9 +353,9 @@ def fit(
     network, optimizer = _build(config, training.labels, device, anew=not state)
     if network.transferred_share and accelerator.is_main_process:
         tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
-    averaged = None
-    if config.ema_decay:
-        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    # Not torch's AveragedModel, which makes a GPU wait for every step.
+    averaged = copy.deepcopy(network) if config.ema_decay else None
+    average, pair = get_ema_multi_avg_fn(config.ema_decay), [_floats(one) for one in (averaged, network) if one]
 
     augment = get_enhanced_transforms_grayscale_48(True, config.advanced_augmentation)
     plain = get_enhanced_transforms_grayscale_48(training=False)
@@ -357,6 +363,7 @@ def fit(
     validation_loader = FaceLoader(validation, 256, plain, device)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(config, len(loader)))
     model, optimizer = accelerator.prepare(network, optimizer)
+    forward, recorded = network.forward, 0
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
     history: list[dict] = []
@@ -404,7 +411,6 @@ def fit(
         save(None)  # a folder that takes no files shall show before an epoch's work
     while not _finished(config, history):
         epoch, started = len(history), time.perf_counter()
-        torch.manual_seed(_derived_seed(config.seed, epoch, f"dropout {accelerator.process_index}"))
         loader.epoch = epoch
         loader.strength = _strength(config, epoch)
         loader.size = validation_loader.size = config.image_sizes[epoch * len(config.image_sizes) // config.epochs]
@@ -413,6 +419,11 @@ def fit(
         loader.teach = teach if teachers and not at_last else None
         if config.unfreeze_every:
             network.unfreeze_blocks(min(epoch // config.unfreeze_every, len(BLOCKS)))
+        elif device.type == "cuda" and accelerator.num_processes == 1 and recorded != loader.size:
+            network.forward = forward
+            record_passes(network, torch.zeros(loader.batch_size, 1, loader.size, loader.size, device=device))
+            recorded = loader.size
+        torch.manual_seed(_derived_seed(config.seed, epoch, f"dropout {accelerator.process_index}"))
         bar = tqdm(
             total=len(loader),
             desc=f"epoch {epoch + 1}/{config.epochs}",
@@ -423,13 +434,13 @@ def fit(
         def after_step(bar: tqdm = bar) -> None:
             scheduler.step()
             if averaged:
-                averaged.update_parameters(network)
+                average(*pair, None)
             bar.update()
 
         rate = scheduler.get_last_lr()[-1]
         with bar:
             train_loss, train_accuracy = train_epoch(model, loader, criterion, optimizer, device, after_step)
-        candidate = averaged.module if averaged else network
+        candidate = averaged or network
         if accelerator.num_processes > 1:
             # Each process has batch-norm statistics of its own share; all go on with those of the first.
             for buffer in (*network.buffers(), *candidate.buffers()):
@@ -463,6 +474,25 @@ def fit(
     return load_checkpoint(output)
 
 
+@torch.no_grad()
+def record_passes(network: EmotionCNN, images: Tensor) -> None:
+    """Make CUDA graphs of both passes through a network in training mode, which from then on takes such batches only.
+
+    It is so small that launching its kernels one by one takes a GPU longer than computing them. What is learned is
+    the same; evaluation mode is as before. See `torch.cuda.make_graphed_callables`.
+
+    Args:
+        network: on a GPU, with all parameters to be trained.
+        images: float (B, 1, S, S) there, of any values.
+    """
+    network.train()
+    buffers = [buffer.clone() for buffer in network.buffers()]  # recording averages batch norm's statistics
+    with torch.enable_grad():
+        torch.cuda.make_graphed_callables(network, (images,))
+    for buffer, before in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
 def _build(
     config: TrainingConfig, labels: Sequence[str], device: torch.device, anew: bool
 ) -> tuple[EmotionCNN, torch.optim.Optimizer]:
@@ -485,6 +515,11 @@ def _build(
     if config.optimizer == "adam":
         return network, torch.optim.Adam(groups)
     return network, torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+
+
+def _floats(network: EmotionCNN) -> list[Tensor]:
+    """Parameters and batch norm's statistics, as the network holds them."""
+    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
 
 
 def _settings(config: TrainingConfig, output: Path) -> dict[str, Any]:

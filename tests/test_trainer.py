@@ -1,5 +1,6 @@
 """Training against a loop written out by hand, torch's own schedules, and uninterrupted runs."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -23,13 +24,14 @@ from emotion.data import FaceDataset
 from emotion.demo import make_dataset
 from emotion.evaluate import evaluate
 from emotion.labels import FER2013_LABELS, FERPLUS_LABELS
-from emotion.model import EmotionCNN
+from emotion.model import EmotionCNN, create_enhanced_grayscale_model
 from emotion.recipes import TrainingConfig
 from emotion.trainer import (
     STATE_FILE,
     FaceLoader,
     TrainingDiverged,
     fit,
+    record_passes,
     train_epoch,
     validate_epoch,
 )
@@ -496,3 +498,48 @@ def test_wrong_usage_exits_with_2(
     done = run(sys.executable, "train.py", *run_on, "--labels", "ferplus", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("train.py: No FER+ votes") and done.stderr.count("\n") == 1
+
+
+def test_average_of_the_weights_follows_the_steps(faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path) -> None:
+    config = dataclasses.replace(QUICK, batch_size=len(faces))  # a step an epoch
+    torch.manual_seed(config.seed)
+    states = [create_enhanced_grayscale_model(7, config.dropout_rate).state_dict()]
+    for steps in (1, 2, 3):
+        fit(dataclasses.replace(config, epochs=steps), faces, other_faces, tmp_path / str(steps))
+        states.append(load_training_state(tmp_path / str(steps) / STATE_FILE)["network"])
+    fit(dataclasses.replace(config, ema_decay=0.6), faces, other_faces, tmp_path / "averaged")
+    averaged = load_training_state(tmp_path / "averaged" / STATE_FILE)["averaged"]
+    for name, value in averaged.items():
+        if value.is_floating_point():
+            shares = zip((0.6**3, 0.4 * 0.6**2, 0.4 * 0.6, 0.4), states, strict=True)
+            expected = sum(share * torch.as_tensor(state[name]) for share, state in shares)
+            torch.testing.assert_close(torch.as_tensor(value), expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_faces_augmented_ahead_come_in_the_same_batches(faces: FaceDataset) -> None:
+    transform = get_enhanced_transforms_grayscale_48(True)
+    for shuffle, sizes in ((True, [12] * 4), (False, [12, 12, 12, 12, 8])):
+        one, several = (FaceLoader(faces, 12, transform, shuffle=shuffle, seed=3) for _ in range(2))
+        several.ahead = 3
+        one.strength = several.strength = 0.0  # draws are those of several batches at a time
+        assert [len(images) for images, _ in several] == sizes
+        for ours, theirs in zip(several, one, strict=True):
+            assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_recorded_passes_learn_what_launched_ones_do() -> None:
+    torch.manual_seed(0)
+    launched = EmotionCNN(dropout_rate=0).cuda()
+    recorded = copy.deepcopy(launched)
+    record_passes(recorded, torch.zeros(32, 1, 48, 48, device="cuda"))
+    for name, value in launched.state_dict().items():
+        assert torch.equal(recorded.state_dict()[name], value), name
+    batches = [(torch.randn(32, 1, 48, 48), torch.rand(32, 7).softmax(1)) for _ in range(3)]
+    for network in (launched, recorded):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        train_epoch(network, batches, nn.CrossEntropyLoss(), optimizer, "cuda")
+    for name, value in launched.state_dict().items():
+        torch.testing.assert_close(recorded.state_dict()[name], value, rtol=0.02, atol=0.002, msg=name)
+    faces = torch.randn(5, 1, 48, 48, device="cuda")  # another number than recorded
+    torch.testing.assert_close(recorded.eval()(faces), launched.eval()(faces), rtol=0.05, atol=0.02)
