@@ -40,7 +40,7 @@ from emotion.transforms import Pipeline, get_enhanced_transforms_grayscale_48
 
 STATE_FILE = "training_state.pt"
 AHEAD = 16
-"""Batches that are augmented, mixed and taught together, but on the CPU, whose caches hold one."""
+"""Batches that are augmented, mixed and taught at once, but on a CPU: its caches hold one."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -83,7 +83,7 @@ class Teachers:
 
 
 class FaceLoader:
-    """Batches of faces that live on the device as uint8 and are augmented there, on the CPU a batch at a time.
+    """Batches of faces that live on the device as uint8 and are augmented there, on a CPU a batch at a time.
 
     Yields (images, targets): float (B, 1, S, S), normalised, and float (B, C). With several processes, each one gets
     its own share of the rows. Set `epoch`, augmentation `strength`, picture `size`, the share `mixup` of faces that
