@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.measure import alternate, machine, milliseconds, run
 from benchmarks.prediction import MATRIX
@@ -27,7 +26,7 @@ from emotion.data import FaceDataset
 from emotion.labels import FER2013_LABELS, IMAGE_SIZE
 from emotion.model import EmotionCNN
 from emotion.recipes import RECIPES
-from emotion.trainer import FaceLoader, _precision
+from emotion.trainer import FaceLoader, _precision, averaging
 from emotion.transforms import get_enhanced_transforms_grayscale_48
 
 RESULTS: Final = Path("benchmarks/results/training.json")
@@ -56,7 +55,7 @@ def step(batch: int, size: int = IMAGE_SIZE, plain: bool = False) -> Callable[[]
     model = EmotionCNN(dropout_rate=RECIPE.dropout_rate).to(DEVICE, memory_format=layout)
     decay = 0.0 if plain else RECIPE.weight_decay
     optimizer = torch.optim.SGD(model.parameters(), RECIPE.learning_rate, 0.9, weight_decay=decay, nesterov=True)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(RECIPE.ema_decay), use_buffers=True)
+    _, average = averaging(model, RECIPE.ema_decay)
     faces = torch.randint(0, 256, (batch, 1, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=DEVICE)
     targets = torch.arange(batch, device=DEVICE) % len(FER2013_LABELS)
     augment, generator = augmentation()
@@ -72,7 +71,7 @@ def step(batch: int, size: int = IMAGE_SIZE, plain: bool = False) -> Callable[[]
         loss.backward()
         optimizer.step()
         if not plain:
-            averaged.update_parameters(model)
+            average()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 

@@ -353,9 +353,7 @@ def fit(
     network, optimizer = _build(config, training.labels, device, anew=not state)
     if network.transferred_share and accelerator.is_main_process:
         tqdm.write(f"{network.transferred_share:.1%} of the parameters start from {config.transfer}'s ImageNet filters")
-    # Not torch's AveragedModel, which makes a GPU wait for every step.
-    averaged = copy.deepcopy(network) if config.ema_decay else None
-    average, pair = get_ema_multi_avg_fn(config.ema_decay), [_floats(one) for one in (averaged, network) if one]
+    averaged, average = averaging(network, config.ema_decay) if config.ema_decay else (None, None)
 
     augment = get_enhanced_transforms_grayscale_48(True, config.advanced_augmentation)
     plain = get_enhanced_transforms_grayscale_48(training=False)
@@ -433,8 +431,8 @@ def fit(
 
         def after_step(bar: tqdm = bar) -> None:
             scheduler.step()
-            if averaged:
-                average(*pair, None)
+            if average:
+                average()
             bar.update()
 
         rate = scheduler.get_last_lr()[-1]
@@ -472,6 +470,17 @@ def fit(
             save(candidate if marker else None)
     accelerator.wait_for_everyone()
     return load_checkpoint(output)
+
+
+def averaging(network: EmotionCNN, decay: float) -> tuple[EmotionCNN, Callable[[], None]]:
+    """A copy of a network, and what moves its weights and batch norm's statistics on, by a share of 1 - `decay`.
+
+    torch's AveragedModel would do, but makes a GPU wait in every step.
+    """
+    averaged = copy.deepcopy(network)
+    average = get_ema_multi_avg_fn(decay)
+    pair = [[part for part in one.state_dict().values() if part.is_floating_point()] for one in (averaged, network)]
+    return averaged, lambda: average(*pair, None)
 
 
 @torch.no_grad()
@@ -515,11 +524,6 @@ def _build(
     if config.optimizer == "adam":
         return network, torch.optim.Adam(groups)
     return network, torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-
-
-def _floats(network: EmotionCNN) -> list[Tensor]:
-    """Parameters and batch norm's statistics, as the network holds them."""
-    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
 
 
 def _settings(config: TrainingConfig, output: Path) -> dict[str, Any]:
