@@ -65,7 +65,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         default="original",
         choices=RECIPES,
         help="original: that of the notebook this grew out of; single: ours for one network; best: two networks, in "
-        "teacher1 and teacher2 of the output folder, and one that learns from both, in about four times as long as "
+        "teacher1 and teacher2 of the output folder, and one that learns from both, in several times as long as "
         "single (default: %(default)s)",
     )
     for field in dataclasses.fields(TrainingConfig):

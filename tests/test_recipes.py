@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emotion.recipes import RECIPES, TrainingConfig, plan
@@ -13,10 +14,10 @@ SHORT = TrainingConfig(epochs=3)
 
 
 def logged(output: str) -> dict:
-    """The configuration of the finished run with this output folder; flags that are younger have their defaults."""
+    """The line of the finished run with this output folder; flags that are younger have their defaults."""
     runs = [json.loads(line) for line in (ROOT / "docs/log.jsonl").read_text().splitlines()]
-    [config] = [run["config"] for run in runs if run["output"] == output]
-    return json.loads(json.dumps(asdict(TrainingConfig()))) | config
+    [run] = [run for run in runs if run["output"] == output]
+    return run | {"config": json.loads(json.dumps(asdict(TrainingConfig()))) | run["config"]}
 
 
 def test_original_recipe_is_the_published_one() -> None:
@@ -29,9 +30,9 @@ def test_original_recipe_is_the_published_one() -> None:
 def test_best_recipe_is_what_the_shipped_network_and_its_teachers_were_trained_by() -> None:
     networks = plan("best", Path("runs/best"), {})
     trained = [json.loads(json.dumps(asdict(config))) for config in networks.values()]
-    assert trained[:2] == [logged("runs/plus1"), logged("runs/plus2")]
+    assert trained[:2] == [logged("runs/plus1")["config"], logged("runs/plus2")["config"]]
     shipped = json.loads((ROOT / "checkpoints/ferplus/training_config.json").read_text())["config"]
-    assert shipped == logged("runs/pluspupil")
+    assert shipped == logged("runs/pluspupil")["config"]
     assert trained[2] | {"start_from": "runs/plus1", "teachers": ["runs/plus1", "runs/plus2"]} == shipped
     assert [str(folder) for folder in networks] == ["runs/best/teacher1", "runs/best/teacher2", "runs/best"]
     assert (trained[2]["start_from"], trained[2]["teachers"]) == (
@@ -40,10 +41,22 @@ def test_best_recipe_is_what_the_shipped_network_and_its_teachers_were_trained_b
     )
 
 
+@pytest.mark.parametrize(("name", "output"), [("ferplus", "runs/pluspupil"), ("fer2013", "runs/tail")])
+def test_figures_of_a_shipped_network_are_those_of_its_run_and_of_its_temperature(name: str, output: str) -> None:
+    run, folder = logged(output), ROOT / "checkpoints" / name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for view in ("plain", "tta", "unseen", "new_photos"):
+        assert {key: metrics[view][key] for key in run[view]} == pytest.approx(run[view], abs=1e-4), view
+    plain = metrics["plain"]
+    assert plain["temperature"] == json.loads((folder / "config.json").read_text())["temperature"]
+    confusion = np.array(plain["confusion"])
+    assert (confusion.sum(), confusion.trace() / confusion.sum()) == (plain["rows"], plain["accuracy"])
+
+
 def test_single_recipe_is_what_three_seeds_were_trained_by() -> None:
     [single] = plan("single", Path("runs/one"), {}).values()
     for seed, output in enumerate(("runs/thirteenth", "runs/nineteenth", "runs/twentythird")):
-        assert json.loads(json.dumps(asdict(replace(single, seed=seed)))) == logged(output)
+        assert json.loads(json.dumps(asdict(replace(single, seed=seed)))) == logged(output)["config"]
 
 
 def test_what_is_given_replaces_the_value_of_every_network_and_the_seed_counts_on() -> None:
