@@ -64,9 +64,9 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         "--recipe",
         default="original",
         choices=RECIPES,
-        help="original: that of the notebook this grew out of; single: ours for one network; best: two networks, in "
-        "teacher1 and teacher2 of the output folder, and one that learns from both, in several times as long as "
-        "single (default: %(default)s)",
+        help="original: that of the notebook this grew out of; single: ours for one network; best, in more time: on "
+        "FER+'s labels two networks, in teacher1 and teacher2 of the output folder, and one that learns from both, on "
+        "others one from faces that are only moved and mixed (default: %(default)s)",
     )
     for field in dataclasses.fields(TrainingConfig):
         recipe.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **_option(field))
@@ -76,7 +76,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
     if not options.votes:
         given.setdefault("soft_targets", False)  # a recipe only offers to learn from votes
     try:
-        return options, plan(options.recipe, options.output, given)
+        return options, plan(options.recipe, options.labels, options.output, given)
     except ValueError as error:
         parser.error(str(error))
 

@@ -166,7 +166,8 @@ def recipe_table() -> str:
         shown = [" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
         return shown[0] if len(set(shown)) == 1 else ", ".join(shown)
 
-    networks = {name: [*plan(name, Path("OUTPUT"), {}).values()] for name in RECIPES}
+    networks = {name: [*plan(name, "fer2013", Path("OUTPUT"), {}).values()] for name in RECIPES}
+    networks["best, FER+'s labels"] = [*plan("best", "ferplus", Path("OUTPUT"), {}).values()]
     lines = [f"| flag | what it is | {' | '.join(networks)} |", "|---|---|" + "---|" * len(networks)]
     for field in dataclasses.fields(TrainingConfig):
         cells = (cell(field.name, configs) for configs in networks.values())

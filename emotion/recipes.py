@@ -148,16 +148,34 @@ _TEACHER = replace(
 RECIPES: dict[str, tuple[TrainingConfig, ...]] = {
     "original": (TrainingConfig(),),
     "single": (_SINGLE,),
+    # Labels that people often disagree with take long to learn, and are best left before they are known by heart.
+    "best": (
+        replace(
+            _TEACHER,
+            epochs=150,
+            patience=150,
+            soft_targets=False,
+            mixup=0.5,
+            hard_epochs=30,
+            augmentation=(0.5, 0.5),
+            advanced_augmentation=False,
+            ema_decay=0.9995,
+            seed=11,
+        ),
+    ),
+}
+"""By name, the networks that a recipe trains one after the other: the last one, and before it those that teach it."""
+FERPLUS_RECIPES = RECIPES | {
     "best": (
         _TEACHER,
         replace(_TEACHER, mixup=0.5, seed=2),
         replace(_TEACHER, epochs=87, patience=87, augmentation=(0.6, 0.2), mixup=0.5, seed=3),
     ),
 }
-"""By name, the networks that a recipe trains one after the other: the last one, and before it those that teach it."""
+"""The recipes for FER+'s labels, of which teachers have more to say than a label does."""
 
 
-def plan(recipe: str, output: Path, given: Mapping[str, Any]) -> dict[Path, TrainingConfig]:
+def plan(recipe: str, labels: str, output: Path, given: Mapping[str, Any]) -> dict[Path, TrainingConfig]:
     """The networks that a recipe trains, in this order, each by the folder that it goes to.
 
     The last one goes to `output`. Where there are others, in folders within that, it starts from the first of them and
@@ -165,6 +183,7 @@ def plan(recipe: str, output: Path, given: Mapping[str, Any]) -> dict[Path, Trai
 
     Args:
         recipe: one of `RECIPES`.
+        labels: name of the label set.
         output: folder of the last network.
         given: values that replace those of every network, by their names in `TrainingConfig`; but the seed is that of
             the first, from which the others count on, and `start_from` that of all but the last of several.
@@ -172,7 +191,8 @@ def plan(recipe: str, output: Path, given: Mapping[str, Any]) -> dict[Path, Trai
     Raises:
         ValueError: if a value is out of its range, or teachers or ImageNet filters are given for several networks.
     """
-    first, *others = (replace(config, **given) for config in RECIPES[recipe])
+    recipes = FERPLUS_RECIPES if labels == "ferplus" else RECIPES
+    first, *others = (replace(config, **given) for config in recipes[recipe])
     if not others:
         return {output: first}
     if first.teachers or first.transfer:

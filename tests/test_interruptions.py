@@ -19,6 +19,7 @@ from test_trainer import write_csv
 from torch.distributed import TCPStore
 
 from emotion.checkpoint import load_checkpoint, load_training_state
+from emotion.labels import FER2013_LABELS, FERPLUS_COLUMNS
 from emotion.trainer import STATE_FILE
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ RECIPES = {
         *(*QUICK, "16", "24", "--optimizer", "sgd", "--schedule", "cosine", "--ema-decay", "0.9"),
         *("--unfreeze-every", "1", "--hard-epochs", "1", "--label-smoothing", "0.1"),
     ),
-    "best": ("--recipe", "best", *QUICK, "--epochs", "2"),
+    "best": ("--recipe", "best", "--labels", "ferplus", *QUICK, "--epochs", "2"),
 }
 WRITTEN = (STATE_FILE, "model.safetensors")
 """What takes longest to write."""
@@ -72,7 +73,8 @@ class Trainings:
     def start(self, *arguments: object, limit: int = 0, **variables: object) -> int:
         """Start `train.py ARGUMENTS` where no file may exceed `limit` bytes; returns the process's number."""
         log = self.folder / f"{len(self.logs)}.log"
-        given = [str(argument) for argument in ("--data", self.folder / "fer2013.csv", *arguments)]
+        faces = ("--data", self.folder / "fer2013.csv", "--votes", self.folder / "fer2013new.csv")
+        given = [str(argument) for argument in (*faces, *arguments)]
         variables = {name: str(value) for name, value in variables.items()}
         order = {"arguments": given, "variables": variables, "limit": limit, "log": str(log)}
         process = self._ask(order)
@@ -94,7 +96,11 @@ class Trainings:
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     folder = tmp_path_factory.mktemp("trainings")
-    write_csv(folder)
+    faces = pd.read_csv(write_csv(folder))
+    votes = {"Usage": faces["Usage"], "Image name": "face.png", "unknown": 0, "NF": 0}
+    for column, label in FERPLUS_COLUMNS.items():
+        votes[column] = 10 * (faces["emotion"].map(FER2013_LABELS.__getitem__) == label)
+    pd.DataFrame(votes).to_csv(folder / "fer2013new.csv", index=False)
     environment = os.environ | {
         "EMOTION_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
@@ -219,7 +225,7 @@ def test_a_recipe_of_several_networks_is_those_networks_one_by_one(
 ) -> None:
     expected, _ = whole("best")
     first, second, last = (tmp_path / name for name in ("first", "second", "last"))
-    common = ("--recipe", "single", *QUICK, "--epochs", 2, "--learning-rate", 0.1)
+    common = ("--recipe", "single", "--labels", "ferplus", *QUICK, "--epochs", 2, "--learning-rate", 0.1)
     pupil = ("--start-from", first, "--teachers", first, second, "--augmentation", 0.6, 0.2, "--mixup", 0.5)
     for output, more in (
         (first, ("--augmentation", 0.6, 0.3, "--seed", 1)),
@@ -412,7 +418,7 @@ def test_all_processes_learn_from_calibrated_teachers(
         ("late", ("--recipe", "best"), 2),
         ("alone", ("--recipe", "single", "--start-from", teachers[0], "--teachers", *teachers, *pupil), 0),
     ):
-        for process in start_two(tmp_path / name, *recipe, "--epochs", 1, LATE=late):
+        for process in start_two(tmp_path / name, *recipe, "--labels", "ferplus", "--epochs", 1, LATE=late):
             code, said = trainings.end(process)
             assert code == 0, said
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("late", "alone")]

@@ -27,8 +27,8 @@ def test_original_recipe_is_the_published_one() -> None:
     assert (config.schedule, config.dropout_rate) == ("step", 0.5)
 
 
-def test_best_recipe_is_what_the_shipped_network_and_its_teachers_were_trained_by() -> None:
-    networks = plan("best", Path("runs/best"), {})
+def test_best_recipe_for_ferplus_is_what_the_shipped_network_and_its_teachers_were_trained_by() -> None:
+    networks = plan("best", "ferplus", Path("runs/best"), {})
     trained = [json.loads(json.dumps(asdict(config))) for config in networks.values()]
     assert trained[:2] == [logged("runs/plus1")["config"], logged("runs/plus2")["config"]]
     shipped = json.loads((ROOT / "checkpoints/ferplus/training_config.json").read_text())["config"]
@@ -39,6 +39,11 @@ def test_best_recipe_is_what_the_shipped_network_and_its_teachers_were_trained_b
         "runs/best/teacher1",
         ["runs/best/teacher1", "runs/best/teacher2"],
     )
+
+
+def test_best_recipe_for_other_labels_is_one_that_was_run() -> None:
+    [best] = plan("best", "fer2013", Path("runs/best"), {}).values()
+    assert json.loads(json.dumps(asdict(best))) == logged("runs/mixed")["config"]
 
 
 @pytest.mark.parametrize(("name", "output"), [("ferplus", "runs/pluspupil"), ("fer2013", "runs/tail")])
@@ -54,14 +59,14 @@ def test_figures_of_a_shipped_network_are_those_of_its_run_and_of_its_temperatur
 
 
 def test_single_recipe_is_what_three_seeds_were_trained_by() -> None:
-    [single] = plan("single", Path("runs/one"), {}).values()
+    [single] = plan("single", "ferplus", Path("runs/one"), {}).values()
     for seed, output in enumerate(("runs/thirteenth", "runs/nineteenth", "runs/twentythird")):
         assert json.loads(json.dumps(asdict(replace(single, seed=seed)))) == logged(output)["config"]
 
 
 def test_what_is_given_replaces_the_value_of_every_network_and_the_seed_counts_on() -> None:
     given = {"seed": 7, "epochs": 5, "patience": 2, "start_from": "checkpoints/ferplus"}
-    first, second, last = plan("best", Path("run"), given).values()
+    first, second, last = plan("best", "ferplus", Path("run"), given).values()
     assert [(config.seed, config.epochs, config.patience) for config in (first, second, last)] == [
         (7, 5, 2),
         (8, 5, 2),
@@ -72,13 +77,13 @@ def test_what_is_given_replaces_the_value_of_every_network_and_the_seed_counts_o
         "checkpoints/ferplus",
         "run/teacher1",
     ]
-    assert plan("original", Path("run"), given) == {Path("run"): replace(TrainingConfig(), **given)}
+    assert plan("original", "fer2013", Path("run"), given) == {Path("run"): replace(TrainingConfig(), **given)}
 
 
 @pytest.mark.parametrize("given", [{"teachers": ("runs/first",)}, {"transfer": "vgg16"}])
 def test_a_recipe_of_several_networks_takes_neither_teachers_nor_filters(given: dict) -> None:
     with pytest.raises(ValueError, match="best trains the networks .* with another recipe, such as single"):
-        plan("best", Path("run"), given)
+        plan("best", "ferplus", Path("run"), given)
 
 
 @pytest.mark.parametrize(
