@@ -119,7 +119,8 @@ def check_folders(networks: dict[Path, TrainingConfig], output: Path, resume: bo
     teacher = output / "teacher1"
     if len(begun) == 1 and not begun[output] and (teacher / STATE_FILE).exists():
         raise FileExistsError(
-            f"{teacher} belongs to a run of several networks; repeat its --recipe, or give another --output."
+            f"{teacher} belongs to a run of several networks; repeat its --recipe and --labels, or give another "
+            "--output."
         )
 
 

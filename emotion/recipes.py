@@ -148,7 +148,7 @@ _TEACHER = replace(
 RECIPES: dict[str, tuple[TrainingConfig, ...]] = {
     "original": (TrainingConfig(),),
     "single": (_SINGLE,),
-    # Labels that people often disagree with take long to learn, and are best left before they are known by heart.
+    # Labels that people often disagree with: long, and with mixed faces, so that they are not learned by heart.
     "best": (
         replace(
             _TEACHER,
@@ -164,7 +164,7 @@ RECIPES: dict[str, tuple[TrainingConfig, ...]] = {
         ),
     ),
 }
-"""By name, the networks that a recipe trains one after the other: the last one, and before it those that teach it."""
+"""By name, the networks that a recipe trains one after the other: the last one, after those that teach it, if any."""
 FERPLUS_RECIPES = RECIPES | {
     "best": (
         _TEACHER,
@@ -172,7 +172,7 @@ FERPLUS_RECIPES = RECIPES | {
         replace(_TEACHER, epochs=87, patience=87, augmentation=(0.6, 0.2), mixup=0.5, seed=3),
     ),
 }
-"""The recipes for FER+'s labels, of which teachers have more to say than a label does."""
+"""The recipes for FER+'s labels, on whose votes teachers were worth their time."""
 
 
 def plan(recipe: str, labels: str, output: Path, given: Mapping[str, Any]) -> dict[Path, TrainingConfig]:
