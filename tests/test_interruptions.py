@@ -261,7 +261,8 @@ def test_several_networks_go_on_together_wherever_they_are(
     cut_after_first_epoch(trainings, here, "best")
     shutil.copytree(here / "teacher1", alone / "teacher1")
     refused = trainings.run(*RECIPES["original"], "--output", alone, "--resume")
-    assert_refused(refused, f"{alone}/teacher1 belongs to a run of several networks; repeat its --recipe and --labels")
+    sentence = f"{alone}/teacher1 belongs to a run of several networks; repeat its --recipe and --labels, or"
+    assert_refused(refused, sentence)
 
     (here / "teacher2").rename(tmp_path / "teacher2")
     refused = trainings.run(*RECIPES["best"], "--output", here, "--resume")
