@@ -304,7 +304,8 @@ def test_teachers_answers_are_mixed_into_the_targets(faces: FaceDataset, tmp_pat
     teachers = (str(tmp_path / "a"), str(tmp_path / "b"))
     fit(dataclasses.replace(config, teachers=teachers, teacher_share=0.4), faces, faces, tmp_path / "taught")
     fit(config, mixed, faces, tmp_path / "us")
-    assert train_losses(tmp_path / "taught") == pytest.approx(train_losses(tmp_path / "us"), rel=1e-5)
+    # Rounding, which three steps amplify, gives up to 1e-5, a temperature or order left out 2e-3.
+    assert train_losses(tmp_path / "taught") == pytest.approx(train_losses(tmp_path / "us"), rel=1e-4)
 
 
 def test_teachers_see_the_faces_that_the_pupil_sees(faces: FaceDataset) -> None:
