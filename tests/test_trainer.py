@@ -300,12 +300,12 @@ def test_teachers_answers_are_mixed_into_the_targets(faces: FaceDataset, tmp_pat
     with torch.no_grad():
         answers = (one(pixels)[:, 1:].flip(1) / 2).softmax(1) + (other(pixels) / 0.5).softmax(1)
     mixed = FaceDataset(faces.images, 0.6 * faces.targets + 0.4 * answers / 2, faces.labels)
-    config = dataclasses.replace(QUICK, epochs=1, augmentation=(0.0, 0.0), precision="float32")
+    # Steps too small to change a weight, for Adam's others amplify the rounding, differently by processor.
+    config = dataclasses.replace(QUICK, epochs=1, augmentation=(0.0, 0.0), precision="float32", learning_rate=1e-12)
     teachers = (str(tmp_path / "a"), str(tmp_path / "b"))
     fit(dataclasses.replace(config, teachers=teachers, teacher_share=0.4), faces, faces, tmp_path / "taught")
     fit(config, mixed, faces, tmp_path / "us")
-    # Rounding, which three steps amplify, gives up to 1e-5, a temperature or order left out 2e-3.
-    assert train_losses(tmp_path / "taught") == pytest.approx(train_losses(tmp_path / "us"), rel=1e-4)
+    assert train_losses(tmp_path / "taught") == pytest.approx(train_losses(tmp_path / "us"), rel=1e-5)
 
 
 def test_teachers_see_the_faces_that_the_pupil_sees(faces: FaceDataset) -> None:
