@@ -35,6 +35,11 @@ class TrainingConfig:
         "halve the rate every 8 epochs, or warm up over a tenth of the steps and follow a half cosine to zero",
         ("step", "cosine"),
     )
+    sam_rho: float = _option(
+        0.0,
+        "distance, over all weights, that each gradient is taken further up the loss (sharpness-aware minimisation, "
+        "Foret et al. 2021, arXiv 2010.01412; twice the time); 0: where the weights are",
+    )
     dropout_rate: float = _option(0.5, "first dropout of the classifier; the other nine scale with it")
     label_smoothing: float = _option(0.0, "share of each target that is spread over all classes")
     soft_targets: bool = _option(False, "learn from the distribution of the FER+ votes as well, where votes are given")
@@ -92,6 +97,8 @@ class TrainingConfig:
         for name in ("learning_rate", "backbone_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a positive number.")
+        if not 0 <= self.sam_rho < math.inf:
+            raise ValueError(f"sam_rho is {self.sam_rho}; give a distance of at least 0.")
         for name in ("dropout_rate", "label_smoothing", "ema_decay", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 up to, not including, 1.")

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     device: torch.device | str,
     on_step: Callable[[], None] | None = None,
+    sam_rho: float = 0.0,
 ) -> tuple[float, float]:
     """Train for one pass over `loader`, with plain objects or ones that Accelerate has prepared.
 
@@ -177,6 +178,8 @@ def train_epoch(
         optimizer: stepped once per batch.
         device: where batches are moved to.
         on_step: called after every optimizer step.
+        sam_rho: distance up the loss at which the gradient of each step is taken (sharpness-aware minimisation,
+            Foret et al. 2021, arXiv 2010.01412).
 
     Returns:
         Mean loss per face and top-1 accuracy as a fraction, reduced over all processes.
@@ -193,14 +196,33 @@ def train_epoch(
         logits = model(images)
         loss = criterion(logits, targets)
         loss.backward()
+        totals += torch.stack(_totals(loss, logits, targets))  # before a recorded pass writes the next logits there
+        if sam_rho:
+            with _uphill(optimizer, sam_rho):
+                optimizer.zero_grad()
+                criterion(model(images), targets).backward()
         optimizer.step()
-        totals += torch.stack(_totals(loss, logits, targets))
         if on_step:
             on_step()
     loss, accuracy = _means(totals)
     if not math.isfinite(loss):
         raise TrainingDiverged(f"The training loss became {loss}; lower the learning rate.")
     return loss, accuracy
+
+
+@contextmanager
+def _uphill(optimizer: torch.optim.Optimizer, distance: float) -> Iterator[None]:
+    """Within it, the weights are moved by `distance` along their gradients; where there are none, not at all."""
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    before = [weight.detach().clone() for weight in weights]
+    gradients = [weight.grad for weight in weights]
+    with torch.no_grad():
+        # All weights at once, and no number brought back, so that a GPU need not wait.
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        torch._foreach_add_(weights, torch._foreach_mul(gradients, distance / (norm + 1e-12)))
+    yield
+    with torch.no_grad():
+        torch._foreach_copy_(weights, before)
 
 
 @torch.no_grad()
@@ -437,7 +459,9 @@ def fit(
 
         rate = scheduler.get_last_lr()[-1]
         with bar:
-            train_loss, train_accuracy = train_epoch(model, loader, criterion, optimizer, device, after_step)
+            train_loss, train_accuracy = train_epoch(
+                model, loader, criterion, optimizer, device, after_step, config.sam_rho
+            )
         candidate = averaged or network
         if accelerator.num_processes > 1:
             # Each process has batch-norm statistics of its own share; all go on with those of the first.

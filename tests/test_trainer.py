@@ -63,23 +63,35 @@ def batches(faces: FaceDataset, as_classes: bool) -> list[tuple[torch.Tensor, to
     return list(zip(images.split(20), targets.split(20), strict=True))
 
 
+@pytest.mark.parametrize("sam_rho", [0.0, 0.3])
 @pytest.mark.parametrize("as_classes", [True, False], ids=["class indices", "distributions"])
-def test_train_epoch_is_plain_gradient_descent(faces: FaceDataset, as_classes: bool) -> None:
+def test_train_epoch_descends_by_the_gradient_here_or_uphill(
+    faces: FaceDataset, as_classes: bool, sam_rho: float
+) -> None:
     loader = batches(faces, as_classes)
     ours, reference = small_network(), small_network()
-    result = train_epoch(ours, loader, nn.CrossEntropyLoss(), torch.optim.SGD(ours.parameters(), 0.05), "cpu")
+    optimizer = torch.optim.SGD(ours.parameters(), 0.05)
+    result = train_epoch(ours, loader, nn.CrossEntropyLoss(), optimizer, "cpu", sam_rho=sam_rho)
 
     losses, right = [], []
     for images, targets in loader:
-        log_probabilities = reference(images).log_softmax(1)
         distribution = nn.functional.one_hot(targets, 7).float() if as_classes else targets
-        per_face = -(distribution * log_probabilities).sum(1)
-        gradients = torch.autograd.grad(per_face.mean(), list(reference.parameters()))
-        losses += per_face.tolist()
-        right += (log_probabilities.argmax(1) == distribution.argmax(1)).tolist()
+        here = dict(reference.named_parameters())
+
+        def loss(
+            weights: dict[str, torch.Tensor], images: torch.Tensor = images, targets: torch.Tensor = distribution
+        ) -> torch.Tensor:
+            return -(targets * torch.func.functional_call(reference, weights, images).log_softmax(1)).sum(1).mean()
+
+        gradients = torch.func.grad(loss)(here)
+        length = sum(float(gradient.detach().square().sum()) for gradient in gradients.values()) ** 0.5
+        uphill = {name: here[name].detach() + sam_rho * gradients[name] / length for name in here}
+        gradients = torch.func.grad(loss)(uphill)
+        losses += [float(loss(here))] * len(images)
+        right += (reference(images).argmax(1) == distribution.argmax(1)).tolist()
         with torch.no_grad():
-            for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
-                parameter -= 0.05 * gradient
+            for name, parameter in here.items():
+                parameter -= 0.05 * gradients[name]
     for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     assert result == pytest.approx((np.mean(losses), np.mean(right)), rel=1e-5)
