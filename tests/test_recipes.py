@@ -13,11 +13,16 @@ ROOT = Path(__file__).parents[1]
 SHORT = TrainingConfig(epochs=3)
 
 
+def with_defaults(config: dict) -> dict:
+    """A run's configuration, with the defaults of flags that are younger than it."""
+    return json.loads(json.dumps(asdict(TrainingConfig()))) | config
+
+
 def logged(output: str) -> dict:
-    """The line of the finished run with this output folder; flags that are younger have their defaults."""
+    """The line of the finished run with this output folder."""
     runs = [json.loads(line) for line in (ROOT / "docs/log.jsonl").read_text().splitlines()]
     [run] = [run for run in runs if run["output"] == output]
-    return run | {"config": json.loads(json.dumps(asdict(TrainingConfig()))) | run["config"]}
+    return run | {"config": with_defaults(run["config"])}
 
 
 def test_original_recipe_is_the_published_one() -> None:
@@ -31,7 +36,7 @@ def test_best_recipe_for_ferplus_is_what_the_shipped_network_and_its_teachers_we
     networks = plan("best", "ferplus", Path("runs/best"), {})
     trained = [json.loads(json.dumps(asdict(config))) for config in networks.values()]
     assert trained[:2] == [logged("runs/plus1")["config"], logged("runs/plus2")["config"]]
-    shipped = json.loads((ROOT / "checkpoints/ferplus/training_config.json").read_text())["config"]
+    shipped = with_defaults(json.loads((ROOT / "checkpoints/ferplus/training_config.json").read_text())["config"])
     assert shipped == logged("runs/pluspupil")["config"]
     assert trained[2] | {"start_from": "runs/plus1", "teachers": ["runs/plus1", "runs/plus2"]} == shipped
     assert [str(folder) for folder in networks] == ["runs/best/teacher1", "runs/best/teacher2", "runs/best"]
@@ -101,6 +106,8 @@ def test_a_recipe_of_several_networks_takes_neither_teachers_nor_filters(given: 
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"teacher_share": 1.1}, "teacher_share is 1.1; give a share from 0 to 1"),
         ({"mixup": -0.1}, "mixup is -0.1; give a share from 0 to 1"),
+        ({"sam_rho": -0.1}, "sam_rho is -0.1; give a distance of at least 0"),
+        ({"sam_rho": float("nan")}, "sam_rho is nan; give a distance of at least 0"),
         ({"start_from": "runs/first", "transfer": "vgg16"}, "start_from is runs/first, transfer vgg16; give one"),
         ({"hard_epochs": 4}, "3 epochs for 4 hard_epochs"),
         ({"image_sizes": (16, 24, 32, 48)}, "3 epochs for 0 hard_epochs and 4 image_sizes"),
