@@ -576,8 +576,10 @@ def _check_identity(before: dict, now: dict, output: Path) -> None:
     """Raise ValueError if the run in `output`, which was `before`, is not the one that goes on `now`."""
 
     def telling(run: dict) -> dict:
-        # Not the precision that was asked for, but that beside the configuration, which "auto" led to.
-        asked = {name: value for name, value in run["config"].items() if name != "precision"}
+        # A run from before there was a flag did what leaving it out does now. And not the precision that was asked
+        # for tells, but that beside the configuration, which "auto" led to.
+        asked = dataclasses.asdict(TrainingConfig()) | run["config"]
+        del asked["precision"]
         return asked | {name: value for name, value in run.items() if name != "config"}
 
     before, now = telling(before), telling(now)

@@ -205,6 +205,19 @@ def test_a_run_goes_on_in_the_precision_that_it_was_computed_in(
     assert epochs_after("bfloat16") == 2  # complete, it computes nothing more
 
 
+def test_a_run_from_before_there_was_a_flag_goes_on(
+    faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(QUICK, epochs=2)
+    state = fit_one_epoch(config, faces, other_faces, tmp_path / "run")
+    del state["identity"]["config"]["sam_rho"]
+    torch.save(state, tmp_path / "run" / STATE_FILE)
+    with pytest.raises(ValueError, match=r"holds a run with other sam_rho \(0.0\); repeat its settings"):
+        fit(dataclasses.replace(config, sam_rho=0.1), faces, other_faces, tmp_path / "run", resume=True)
+    fit(config, faces, other_faces, tmp_path / "run", resume=True)
+    assert len(load_training_state(tmp_path / "run" / STATE_FILE)["history"]) == 2
+
+
 def test_best_epoch_is_kept_and_patience_ends_the_run(
     faces: FaceDataset, other_faces: FaceDataset, tmp_path: Path
 ) -> None:
