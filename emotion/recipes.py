@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,11 @@ class TrainingConfig:
             raise ValueError(f"image_sizes are {self.image_sizes}; give sides of at least 16 pixels (four max-pools).")
         if list(self.image_sizes) != sorted(self.image_sizes):
             raise ValueError(f"image_sizes are {self.image_sizes}; give them in rising order.")
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration by name; one from before there was a flag did what leaving it out does now."""
+    return asdict(TrainingConfig()) | dict(config)
 
 
 # Chosen on PublicTest; docs/experiments.md tells how.

@@ -5,14 +5,14 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
 from emotion.checkpoint import load_metadata
 from emotion.evaluate import RESULTS
-from emotion.recipes import TrainingConfig
+from emotion.recipes import with_defaults
 
 KEPT: Final = ("rows", "accuracy", "nll", "ece")
 """What a line keeps of each of `emotion.evaluate.RESULTS`."""
@@ -110,9 +110,8 @@ def compare_runs(logs: Sequence[str | Path]) -> list[Trial]:
         for number, text in enumerate(lines, 1):
             try:
                 run = json.loads(text)
-                # A run from before there was a flag did what leaving it out does now, and is the same recipe. So is
-                # one with the same flags on another processor, whatever precision `auto` was there.
-                settings = {**asdict(TrainingConfig()), **run["config"]}
+                # With the same flags on another processor it is the same recipe, whatever precision `auto` was there.
+                settings = with_defaults(run["config"])
                 settings |= {"data": run["data"], "processes": run["processes"]}
                 settings |= {"labels": run["label_set"], "split": run["split"]}
                 seed = settings.pop("seed")

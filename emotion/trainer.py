@@ -35,7 +35,7 @@ from emotion.checkpoint import (
 from emotion.data import FaceDataset
 from emotion.labels import IMAGE_SIZE
 from emotion.model import BLOCKS, EmotionCNN, create_enhanced_grayscale_model
-from emotion.recipes import TrainingConfig
+from emotion.recipes import TrainingConfig, with_defaults
 from emotion.transforms import Pipeline, get_enhanced_transforms_grayscale_48
 
 STATE_FILE = "training_state.pt"
@@ -576,10 +576,8 @@ def _check_identity(before: dict, now: dict, output: Path) -> None:
     """Raise ValueError if the run in `output`, which was `before`, is not the one that goes on `now`."""
 
     def telling(run: dict) -> dict:
-        # A run from before there was a flag did what leaving it out does now. And not the precision that was asked
-        # for tells, but that beside the configuration, which "auto" led to.
-        asked = dataclasses.asdict(TrainingConfig()) | run["config"]
-        del asked["precision"]
+        # Not the precision that was asked for, but that beside the configuration, which "auto" led to.
+        asked = {name: value for name, value in with_defaults(run["config"]).items() if name != "precision"}
         return asked | {name: value for name, value in run.items() if name != "config"}
 
     before, now = telling(before), telling(now)

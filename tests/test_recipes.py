@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.recipes import RECIPES, TrainingConfig, plan
+from emotion.recipes import RECIPES, TrainingConfig, plan, with_defaults
 
 ROOT = Path(__file__).parents[1]
 SHORT = TrainingConfig(epochs=3)
 
 
-def with_defaults(config: dict) -> dict:
-    """A run's configuration, with the defaults of flags that are younger than it."""
-    return json.loads(json.dumps(asdict(TrainingConfig()))) | config
+def as_read(config: dict) -> dict:
+    """A configuration as it comes back from JSON; flags that are younger have their defaults."""
+    return json.loads(json.dumps(with_defaults(config)))
 
 
 def logged(output: str) -> dict:
     """The line of the finished run with this output folder."""
     runs = [json.loads(line) for line in (ROOT / "docs/log.jsonl").read_text().splitlines()]
     [run] = [run for run in runs if run["output"] == output]
-    return run | {"config": with_defaults(run["config"])}
+    return run | {"config": as_read(run["config"])}
 
 
 def test_original_recipe_is_the_published_one() -> None:
@@ -34,9 +34,9 @@ def test_original_recipe_is_the_published_one() -> None:
 
 def test_best_recipe_for_ferplus_is_what_the_shipped_network_and_its_teachers_were_trained_by() -> None:
     networks = plan("best", "ferplus", Path("runs/best"), {})
-    trained = [json.loads(json.dumps(asdict(config))) for config in networks.values()]
+    trained = [as_read(asdict(config)) for config in networks.values()]
     assert trained[:2] == [logged("runs/plus1")["config"], logged("runs/plus2")["config"]]
-    shipped = with_defaults(json.loads((ROOT / "checkpoints/ferplus/training_config.json").read_text())["config"])
+    shipped = as_read(json.loads((ROOT / "checkpoints/ferplus/training_config.json").read_text())["config"])
     assert shipped == logged("runs/pluspupil")["config"]
     assert trained[2] | {"start_from": "runs/plus1", "teachers": ["runs/plus1", "runs/plus2"]} == shipped
     assert [str(folder) for folder in networks] == ["runs/best/teacher1", "runs/best/teacher2", "runs/best"]
@@ -48,7 +48,7 @@ def test_best_recipe_for_ferplus_is_what_the_shipped_network_and_its_teachers_we
 
 def test_best_recipe_for_other_labels_is_one_that_was_run() -> None:
     [best] = plan("best", "fer2013", Path("runs/best"), {}).values()
-    assert json.loads(json.dumps(asdict(best))) == logged("runs/mixed")["config"]
+    assert as_read(asdict(best)) == logged("runs/mixed")["config"]
     assert plan("best", "own", Path("runs/best"), {}) == {Path("runs/best"): best}
 
 
