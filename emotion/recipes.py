@@ -128,7 +128,7 @@ class TrainingConfig:
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's configuration by name; one from before there was a flag did what leaving it out does now."""
-    return asdict(TrainingConfig()) | dict(config)
+    return {**asdict(TrainingConfig()), **config}
 
 
 # Chosen on PublicTest; docs/experiments.md tells how.
