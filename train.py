@@ -66,7 +66,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         choices=RECIPES,
         help="original: that of the notebook this grew out of; single: ours for one network; best, in more time: on "
         "FER+'s labels two networks, in teacher1 and teacher2 of the output folder, and one that learns from both, on "
-        "others one from faces that are only moved and mixed (default: %(default)s)",
+        "others one from faces that are only moved, by sharpness-aware steps (default: %(default)s)",
     )
     for field in dataclasses.fields(TrainingConfig):
         recipe.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **_option(field))

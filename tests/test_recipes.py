@@ -48,7 +48,7 @@ def test_best_recipe_for_ferplus_is_what_the_shipped_network_and_its_teachers_we
 
 def test_best_recipe_for_other_labels_is_one_that_was_run() -> None:
     [best] = plan("best", "fer2013", Path("runs/best"), {}).values()
-    assert as_read(asdict(best)) == logged("runs/mixed")["config"]
+    assert as_read(asdict(best)) == logged("runs/sharp")["config"]
     assert plan("best", "own", Path("runs/best"), {}) == {Path("runs/best"): best}
 
 
