@@ -149,7 +149,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.push_to_hub:
             check_target(options.push_to_hub)
         check_folders(networks, options.output, options.resume)
-        training, validation, split = load_splits(options, networks[options.output].soft_targets)
+        soft_targets = networks[options.output].soft_targets
+        if options.votes and options.labels == "fer2013" and not soft_targets and first_process:
+            print("train.py: --votes are not used without --soft-targets, on FER2013's labels.", file=sys.stderr)
+        training, validation, split = load_splits(options, soft_targets)
         log = options.log or options.output.parent / "log.jsonl"
         append(log, "")
         for number, (output, config) in enumerate(networks.items(), 1):
