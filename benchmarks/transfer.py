@@ -7,7 +7,8 @@ Three ways to start, each over the same seeds, with the same recipe, epochs and 
 - shuffled: the same filters with the weights of each layer in random order, so that their size and spread stay and
   what they look for is lost. If this starts as well as `adapted`, it was never the filters that helped.
 
-A run that is there is not repeated, one that was cut goes on: the same command may be given again.
+A run that is there is not repeated, one that was cut goes on: the same command may be given again. With other flags it
+is refused, so that no figure is of other settings than those asked for.
 """
 
 import argparse
@@ -56,23 +57,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder (default: %(default)s)")
     parser.add_argument("recipe", nargs="*", help="flags of train.py, after --, such as -- --recipe single --epochs 12")
     options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; give at least 1.")
+    names = {start: start if start == "scratch" else f"{options.backbone}-{start}" for start in STARTS}
     log = options.output / "log.jsonl"
-    for seed in range(options.seeds):
-        for start in STARTS:
-            # The name of the start alone, so that the log tells the starts apart and not the seeds.
-            before, after = options.output / start, options.output / f"{start}-{seed}"
-            if (after / "metrics.json").exists():
-                continue
-            try:
+    try:
+        starting_network("adapted", options.backbone, 0)  # a missing donor shall not show after the first training
+        for seed in range(options.seeds):
+            for start, name in names.items():
+                # The name of the start alone, so that the log tells the starts apart and not the seeds.
+                before, after = options.output / name, options.output / f"{name}-{seed}"
                 save_checkpoint(starting_network(start, options.backbone, seed), before)
-            except RuntimeError as error:
-                print(f"transfer: {error}", file=sys.stderr)
-                return 1
-            run = ["--data", options.data, "--output", after, "--start-from", before, "--log", log, "--seed", seed]
-            status = train([*map(str, run), "--resume", *options.recipe])
-            if status:
-                return status
-    print(table(compare_runs([log])))
+                run = ["--data", options.data, "--output", after, "--start-from", before, "--log", log, "--seed", seed]
+                # A run that is complete computes nothing more, but one with other flags is refused.
+                status = train([*map(str, run), "--resume", *options.recipe])
+                if status:
+                    return status
+        print(table(compare_runs([log])))
+    except (RuntimeError, OSError, ValueError) as error:
+        print(f"transfer: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

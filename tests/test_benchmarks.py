@@ -117,6 +117,19 @@ def test_three_starts_are_compared_on_equal_terms(
     # A second time, nothing is left to do.
     assert transfer.main([*map(str, arguments)]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == rows
+    assert len((tmp_path / "runs" / "log.jsonl").read_text().splitlines()) == 3
+    # What is there is no answer to another question.
+    assert transfer.main([*map(str, arguments), "--learning-rate", "0.01"]) == 2
+    assert "holds a run with other learning_rate" in capsys.readouterr().err
+
+    # A donor that cannot be had shows before anything is trained.
+    without = ["--data", tmp_path / "fer2013.csv", "--backbone", "vgg16_bn", "--output", tmp_path / "other"]
+    assert transfer.main([*map(str, without)]) == 1
+    assert "transfer: The ImageNet weights of vgg16_bn could not be read" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(SystemExit, match="2"):
+        transfer.main([*map(str, without), "--seeds", "0"])
+    assert "--seeds is 0; give at least 1" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
