@@ -49,6 +49,8 @@ IMAGE_FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What those files may hold, whatever their names. Pillow knows more, but some formats start other programs."""
 SAME_PHOTO: Final = 0.85
 """Correlation from which on `photos_not_in` calls two faces one photo; chosen by looking at pairs of FER2013."""
+MAX_VOTES: Final = 1_000_000
+"""Of one face for one emotion; FER+ has ten voters. Doubles and integers hold sums of such numbers exactly."""
 READ_ERRORS: Final = (OSError, ValueError, KeyError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 """What a damaged CSV, archive or cache file raises on reading."""
 
@@ -427,9 +429,11 @@ def _read_votes(path: Path, usage: np.ndarray, csv: Path) -> tuple[np.ndarray, n
             f"in {csv}; give files whose rows match one to one."
         )
     counts = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    bad = ~((counts >= 0) & (counts < np.inf) & (counts == np.floor(counts))).all(axis=1)
+    bad = ~((counts >= 0) & (counts <= MAX_VOTES) & (counts == np.floor(counts))).all(axis=1)
     if bad.any():
-        raise ValueError(f"{path}, row {bad.argmax() + 1}: votes are whole numbers from 0; correct the file.")
+        raise ValueError(
+            f"{path}, row {bad.argmax() + 1}: votes are whole numbers from 0 to {MAX_VOTES:,}; correct the file."
+        )
     not_a_face = (table["image name"].str.strip() == "").to_numpy() | (counts[:, -1] > counts.sum(axis=1) / 2)
     return counts.astype(np.int64), not_a_face
 

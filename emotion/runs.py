@@ -120,11 +120,11 @@ def compare_runs(logs: Sequence[str | Path]) -> list[Trial]:
                 [run[name] + 0.0 for name in ("epochs", "hours")]
                 [run[name][key] + 0.0 for name in RESULTS if name in run for key in KEPT]
                 run["plain"]
-            except (ValueError, KeyError, TypeError) as error:
+                trials.setdefault(json.dumps(settings, sort_keys=True), {})[seed] = run
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise ValueError(
                     f"Line {number} of {log} is no line that train.py writes ({error}); remove the line."
                 ) from None
-            trials.setdefault(json.dumps(settings, sort_keys=True), {})[seed] = run
     if not trials:
         raise ValueError(f"There is no finished run in {', '.join(map(str, logs))}; give the log of one that is.")
     found = [json.loads(key) for key in trials]

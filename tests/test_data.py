@@ -459,7 +459,7 @@ def test_votes_that_do_not_fit_are_refused(csv, tmp_path):
         load_dataset(csv, "train", "ferplus", write_votes(tmp_path, rows[:-1]))
     with pytest.raises(ValueError, match=r"row 3: Usage is 'PrivateTest' but 'Training' in .*fer2013\.csv"):
         load_dataset(csv, "train", "ferplus", write_votes(tmp_path, [*rows[:2], rows[-1], *rows[3:]]))
-    for wrong in (-1, "many", 0.5, "", "inf"):
+    for wrong in (-1, "many", 0.5, "", "inf", "1e30"):
         broken = [*rows[:4], ("Training", "x.png", [*happy[:-1], wrong]), *rows[5:]]
         with pytest.raises(ValueError, match=r"fer2013new\.csv, row 5: votes are whole numbers"):
             load_dataset(csv, "train", "ferplus", write_votes(tmp_path, broken))

@@ -96,6 +96,8 @@ def test_a_line_without_its_hours_or_accuracies_is_named(tmp_path: Path) -> None
         {"tta": {"rows": 3}},
         {"plain": whole["plain"] | {"nll": "low"}},
         {"plain": {}},
+        {"plain": whole["plain"] | {"accuracy": 10**400}},
+        {"config": whole["config"] | {"seed": [1]}},
     ):
         log.write_text(json.dumps(whole | changes) + "\n")
         with pytest.raises(ValueError, match=f"Line 1 of {log} is no line that train.py writes"):
