@@ -329,9 +329,11 @@ def plot_confusion(result: dict[str, Any], file: str | Path | BinaryIO) -> None:
             colour = "white" if value > 0.65 else "black"
             axes.text(column, row, f"{value:.0%}", ha="center", va="center", color=colour)
     rows = [f"{label} ({n:,})" for label, n in zip(labels, confusion.sum(1), strict=True)]
-    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), rows)
-    axes.set(title=_title(result), xlabel="predicted", ylabel="true class (rows)")
+    # Names are no formulas, also those with a dollar sign.
+    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(range(len(labels)), rows, parse_math=False)
+    axes.set_title(_title(result), parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true class (rows)")
     figure.savefig(file, format="png", dpi=100)
 
 
@@ -353,7 +355,8 @@ def plot_reliability(result: dict[str, Any], file: str | Path | BinaryIO) -> Non
     upper.plot((0, 1), (0, 1), color="grey", linestyle="--", label="perfect calibration")
     upper.vlines(confidence, confidence, accuracy, color=ORANGE, linewidth=3, label="gap")
     upper.plot(confidence, accuracy, color=BLUE, marker="o", label=f"this network (ECE {result['ece']:.1%})")
-    upper.set(title=_title(result), ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    upper.set_title(_title(result), parse_math=False)
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     upper.legend(loc="upper left")
     lower.bar((np.ceil(confidence * ECE_BINS) - 0.5) / ECE_BINS, rows, 0.9 / ECE_BINS, color=BLUE)
     lower.set(xlabel="confidence (top probability)", ylabel="rows")

@@ -276,6 +276,10 @@ def test_a_saved_report_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> Non
             assert len(picture.convert("L").getcolors()) > 20
     before = {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}
     assert before.keys() == {"metrics.json", "confusion.png", "reliability.png"}
+    # Names are what they are: an unclosed formula is none.
+    names = {"labels": ["cost $^$", *metrics["plain"]["labels"][1:]], "split": "a $\\frac$"}
+    save_report({"plain": metrics["plain"] | names}, tmp_path / "named")
+    assert (tmp_path / "named/confusion.png").read_bytes() != before["confusion.png"]
     with pytest.raises(KeyError):
         save_report({"plain": metrics["plain"] | {"accuracy": 0, "reliability": [{}]}}, tmp_path / "new")
     assert {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()} == before
