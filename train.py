@@ -43,11 +43,6 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, di
         help="label set; own: the names of the class folders, which are also taken where none is of a known emotion "
         "(default: %(default)s)",
     )
-    data.add_argument(
-        "--drop-duplicates",
-        action="store_true",
-        help="leave out training faces that also stand in the validation split",
-    )
     run = parser.add_argument_group("run")
     run.add_argument("--output", required=True, metavar="FOLDER", type=Path, help="checkpoint folder to write")
     run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
@@ -94,15 +89,15 @@ def _option(field: dataclasses.Field) -> dict[str, Any]:
     return {"choices": field.metadata["choices"]}
 
 
-def load_splits(options: argparse.Namespace, soft_targets: bool) -> tuple[FaceDataset, FaceDataset, str]:
+def load_splits(options: argparse.Namespace, config: TrainingConfig) -> tuple[FaceDataset, FaceDataset, str]:
     """Training faces, validation faces, and what the latter are called; the test split is never touched."""
-    training = load_dataset(options.data, "train", options.labels, options.votes, soft_targets)
+    training = load_dataset(options.data, "train", options.labels, options.votes, config.soft_targets)
     split = next((name for name in available_splits(options.data) if split_kind(name) == "validation"), None)
     if split is None:
         (training, held_out), split = hold_out(training, HELD_OUT), f"{HELD_OUT:.0%} held out of the training split"
     else:
         held_out = load_dataset(options.data, split, options.labels, options.votes)
-    if options.drop_duplicates:
+    if config.drop_duplicates:
         training = without_duplicates_of(training, held_out)
     return training, held_out, split
 
@@ -149,10 +144,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.push_to_hub:
             check_target(options.push_to_hub)
         check_folders(networks, options.output, options.resume)
-        soft_targets = networks[options.output].soft_targets
-        if options.votes and options.labels == "fer2013" and not soft_targets and first_process:
+        config = networks[options.output]
+        if options.votes and options.labels == "fer2013" and not config.soft_targets and first_process:
             print("train.py: --votes are not used without --soft-targets, on FER2013's labels.", file=sys.stderr)
-        training, validation, split = load_splits(options, soft_targets)
+        training, validation, split = load_splits(options, config)
         log = options.log or options.output.parent / "log.jsonl"
         append(log, "")
         for number, (output, config) in enumerate(networks.items(), 1):

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -210,8 +211,11 @@ def _evaluate(options: argparse.Namespace) -> int:
             metrics = evaluate(model, dataset, options.tta)
             text = _table(metrics)
         else:
+            training = _training_faces(options)
+            if options.output:
+                _check_output(options.output)
             logits = compute_logits(model, dataset, tta=True)
-            full = report(model, logits, dataset, options.split, _training_faces(options))
+            full = report(model, logits, dataset, options.split, training)
             full["robustness"] = measure_robustness(model, dataset, options.split)
             if options.output:
                 save_report(full, options.output)
@@ -222,15 +226,44 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_output(folder: str) -> None:
+    """Raise OSError if nothing can be written to a folder, which shall not show after minutes of measuring."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder}: {error.strerror}. Give another --output.") from error
+
+
 def _training_faces(options: argparse.Namespace) -> "FaceDataset | None":
-    """Every face of the training split of --train-data, else of --data; None if the latter has no such split."""
-    from emotion.data import available_splits, load_dataset, split_kind
+    """Every face of the training split of --train-data, else of --data; None if the latter has no such split.
+
+    Those that the network was trained without, since they stand in the validation split, too, are left out.
+    """
+    from emotion.data import available_splits, load_dataset, split_kind, without_duplicates_of
 
     path = options.train_data or options.data
-    if not options.train_data and not any(split_kind(name) == "train" for name in available_splits(path)):
+    splits = {split_kind(name): name for name in reversed(available_splits(path))}  # the first of a kind
+    if not options.train_data and "train" not in splits:
         return None
     # Whatever their labels: a folder's own class names, and of a CSV all rows, also those that FER+ leaves out.
-    return load_dataset(path, "train", OWN_LABELS if os.path.isdir(path) else "fer2013")
+    labels = OWN_LABELS if os.path.isdir(path) else "fer2013"
+    training = load_dataset(path, "train", labels)
+    config = _stored(options.checkpoint, "training_config")
+    try:
+        dropped = config["config"]["drop_duplicates"] is True and not config["origins"]
+    except (KeyError, TypeError):  # older, or of another tool
+        dropped = False
+    if dropped and "validation" in splits:
+        training = without_duplicates_of(training, load_dataset(path, splits["validation"], labels))
+    return training
+
+
+def _stored(checkpoint: str, name: str) -> Any:
+    """The metadata of this name that a checkpoint has, or None."""
+    from emotion.checkpoint import find, load_metadata
+
+    return load_metadata(checkpoint, name) if find(checkpoint, f"{name}.json") else None
 
 
 def _full_table(metrics: dict[str, Any]) -> str:
@@ -324,18 +357,16 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _export_pth(model: "EmotionCNN", checkpoint: str, file: str) -> None:
-    from emotion.checkpoint import find, load_metadata, save_pth
+    from emotion.checkpoint import save_pth
 
-    def stored(name: str) -> Any:
-        return load_metadata(checkpoint, name) if find(checkpoint, f"{name}.json") else None
-
-    history, metrics = stored("history"), stored("metrics")
+    history, metrics = (_stored(checkpoint, name) for name in ("history", "metrics"))
     try:  # other tools may have written other metrics
         accuracy = metrics["plain"]["accuracy"]
     except (KeyError, TypeError):
         accuracy = None
     best_val_acc = 100 * accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None
-    save_pth(model, file, history=history, training_config=stored("training_config"), best_val_acc=best_val_acc)
+    training_config = _stored(checkpoint, "training_config")
+    save_pth(model, file, history=history, training_config=training_config, best_val_acc=best_val_acc)
 
 
 def _push(options: argparse.Namespace) -> int:

@@ -43,6 +43,7 @@ class TrainingConfig:
     dropout_rate: float = _option(0.5, "first dropout of the classifier; the other nine scale with it")
     label_smoothing: float = _option(0.0, "share of each target that is spread over all classes")
     soft_targets: bool = _option(False, "learn from the distribution of the FER+ votes as well, where votes are given")
+    drop_duplicates: bool = _option(False, "leave out training faces that also stand in the validation split")
     mixup: float = _option(
         0.0,
         "share of the faces that are mixed with another one, as are their targets, by any weights from 0 to 1 (mixup, "

@@ -333,6 +333,9 @@ def test_the_full_report_does_without_training_faces(
     refused = run(*call, "--split", "PublicTest", "--full", "--train-data", tmp_path / "test.csv")
     assert (refused.status, refused.out) == (2, "")
     assert "no split 'train'; give one of PublicTest" in refused.err
+    refused = run(*call, "--split", "PublicTest", "--full", "--output", tmp_path / "test.csv")
+    assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert f"Cannot write to {tmp_path / 'test.csv'}: File exists. Give another --output." in refused.err
     for option in ("--train-data", "--output"):
         refused = run(*call, "--split", "PublicTest", option, tmp_path / "other")
         assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1)

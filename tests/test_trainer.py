@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import train
+from emotion.__main__ import main as command_line
 from emotion.checkpoint import load_checkpoint, load_metadata, load_training_state, save_checkpoint
 from emotion.data import FaceDataset
 from emotion.demo import make_dataset
@@ -483,6 +484,27 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     again = evaluate(load_checkpoint(tmp_path / "run"), make_dataset(21, seed=2), tta=True)
     assert written["tta"]["temperature"] == again["temperature"] != 1
     assert written["tta"]["nll"] == pytest.approx(again["nll"], rel=1e-5)
+
+
+def test_what_training_was_without_is_unseen_to_its_report_and_to_that_of_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMOTION_CACHE", str(tmp_path / "cache"))
+    data = write_csv(tmp_path)
+    table = pd.read_csv(data)
+    again = table[table["Usage"] == "PublicTest"].head(8).assign(Usage="Training")
+    pd.concat([table, again]).to_csv(data, index=False)
+    quick = ("--data", str(data), "--epochs", "1", "--image-sizes", "16")
+    for name, flags, rows in (("all", (), 13), ("fewer", ("--drop-duplicates",), 21)):
+        folder = tmp_path / name
+        assert train.main([*quick, "--output", str(folder), *flags]) == 0
+        trained = load_metadata(folder, "metrics")
+        call = ("evaluate", "--checkpoint", str(folder), "--data", str(data), "--labels", "fer2013")
+        assert command_line([*call, "--split", "PublicTest", "--full", "--output", str(folder)]) == 0
+        evaluated = load_metadata(folder, "metrics")
+        for metrics in (trained, evaluated):
+            assert metrics["unseen"]["rows"] == rows, name
+    capsys.readouterr()
 
 
 def test_help_groups_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
