@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_folders(networks, options.output, options.resume)
         config = networks[options.output]
         if options.votes and options.labels == "fer2013" and not config.soft_targets and first_process:
-            print("train.py: --votes are not used without --soft-targets, on FER2013's labels.", file=sys.stderr)
+            print("Note: on FER2013's labels, --votes are not used without --soft-targets.", file=sys.stderr)
         training, validation, split = load_splits(options, config)
         log = options.log or options.output.parent / "log.jsonl"
         append(log, "")
