@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from benchmarks.report import count
 from emotion.checkpoint import save_checkpoint
 from emotion.labels import LABEL_SETS
 from emotion.model import EmotionCNN, create_enhanced_grayscale_model
@@ -53,12 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare training from scratch, from ImageNet filters, and shuffled.")
     parser.add_argument("--data", required=True, metavar="CSV", help="FER2013 CSV")
     parser.add_argument("--backbone", default="vgg16_bn", choices=BACKBONES, help="donor (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per start (default: %(default)s)")
+    parser.add_argument("--seeds", type=count, default=3, help="runs per start (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder (default: %(default)s)")
     parser.add_argument("recipe", nargs="*", help="flags of train.py, after --, such as -- --recipe single --epochs 12")
     options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}; give at least 1.")
     names = {start: start if start == "scratch" else f"{options.backbone}-{start}" for start in STARTS}
     log = options.output / "log.jsonl"
     try:

@@ -240,6 +240,7 @@ def _training_faces(options: argparse.Namespace) -> "FaceDataset | None":
 
     Those that the network was trained without, since they stand in the validation split, too, are left out.
     """
+    from emotion.checkpoint import find_metadata
     from emotion.data import available_splits, load_dataset, split_kind, without_duplicates_of
 
     path = options.train_data or options.data
@@ -249,7 +250,7 @@ def _training_faces(options: argparse.Namespace) -> "FaceDataset | None":
     # Whatever their labels: a folder's own class names, and of a CSV all rows, also those that FER+ leaves out.
     labels = OWN_LABELS if os.path.isdir(path) else "fer2013"
     training = load_dataset(path, "train", labels)
-    config = _stored(options.checkpoint, "training_config")
+    config = find_metadata(options.checkpoint, "training_config")
     try:
         dropped = config["config"]["drop_duplicates"] is True and not config["origins"]
     except (KeyError, TypeError):  # older, or of another tool
@@ -257,13 +258,6 @@ def _training_faces(options: argparse.Namespace) -> "FaceDataset | None":
     if dropped and "validation" in splits:
         training = without_duplicates_of(training, load_dataset(path, splits["validation"], labels))
     return training
-
-
-def _stored(checkpoint: str, name: str) -> Any:
-    """The metadata of this name that a checkpoint has, or None."""
-    from emotion.checkpoint import find, load_metadata
-
-    return load_metadata(checkpoint, name) if find(checkpoint, f"{name}.json") else None
 
 
 def _full_table(metrics: dict[str, Any]) -> str:
@@ -357,15 +351,16 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _export_pth(model: "EmotionCNN", checkpoint: str, file: str) -> None:
-    from emotion.checkpoint import save_pth
+    from emotion.checkpoint import find_metadata, save_pth
 
-    history, metrics = (_stored(checkpoint, name) for name in ("history", "metrics"))
+    history, metrics, training_config = (
+        find_metadata(checkpoint, name) for name in ("history", "metrics", "training_config")
+    )
     try:  # other tools may have written other metrics
         accuracy = metrics["plain"]["accuracy"]
     except (KeyError, TypeError):
         accuracy = None
     best_val_acc = 100 * accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None
-    training_config = _stored(checkpoint, "training_config")
     save_pth(model, file, history=history, training_config=training_config, best_val_acc=best_val_acc)
 
 

@@ -175,6 +175,16 @@ def load_metadata(path_or_hub_id: str | Path, name: str, revision: str | None = 
     return _read_json(locate(path_or_hub_id, f"{name}.json", revision))
 
 
+def find_metadata(path_or_hub_id: str | Path, name: str) -> Any:
+    """As `load_metadata`, but None where the checkpoint is known to lack it.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint, or a Hub that does not answer cannot say what it has.
+        ValueError: if `name` is none of the three, or the file is not JSON or too large.
+    """
+    return load_metadata(path_or_hub_id, name) if find(path_or_hub_id, f"{name}.json") else None
+
+
 def save_pth(
     model: EmotionCNN,
     file: str | Path,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emotion.checkpoint import find, load_metadata
+from emotion.checkpoint import find_metadata
 from emotion.predict import DEFAULT_CHECKPOINT, EmotionPredictor
 
 TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -64,5 +64,5 @@ def load_networks(source: str | Path | None = None) -> dict[str, Network]:
 
 def _load(checkpoint: str | Path) -> Network:
     predictor = EmotionPredictor.from_checkpoint(checkpoint)
-    metrics = load_metadata(checkpoint, "metrics") if find(checkpoint, "metrics.json") else {}
+    metrics = find_metadata(checkpoint, "metrics")
     return Network(checkpoint, predictor, metrics if isinstance(metrics, dict) else {})

@@ -129,7 +129,7 @@ def test_three_starts_are_compared_on_equal_terms(
     assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit, match="2"):
         transfer.main([*map(str, without), "--seeds", "0"])
-    assert "--seeds is 0; give at least 1" in capsys.readouterr().err
+    assert "argument --seeds: 0 is too few; give at least 1" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from emotion.checkpoint import METADATA, find, load_metadata
+from emotion.checkpoint import METADATA, find, find_metadata
 from emotion.evaluate import plot_confusion, plot_reliability
 from emotion.faces import open_image
 from emotion.hub import PICTURES, model_card
@@ -88,7 +88,7 @@ def _card(name: str, network: Network) -> str:
 
 def _metadata(network: Network, kind: str) -> Any:
     try:
-        return load_metadata(network.checkpoint, kind) if find(network.checkpoint, f"{kind}.json") else None
+        return find_metadata(network.checkpoint, kind)
     except ValueError:
         return None
 
