@@ -238,6 +238,7 @@ def model_card(
         teachers=_cell(", ".join(map(str, teachers)) if isinstance(teachers, list) else ""),
         settings=_table(("setting", "value"), config.items(), "The checkpoint does not say how it was trained."),
         measured=bool(results),
+        mirrored="tta" in results,
         split_kind=kind,
         figures=_figures(results),
         per_class=_per_class(plain),
