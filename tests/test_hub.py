@@ -580,6 +580,12 @@ def test_the_card_names_the_networks_that_this_one_learned_from() -> None:
 def test_the_card_says_what_kind_of_split_was_measured(split: str, kind: str) -> None:
     text = model_card(EmotionCNN(), "bob/mine", metrics={"plain": RESULT | {"split": split}}).text
     assert re.findall(r"\*\*(\w+) figures", text) == [kind]
+    assert "mirror image" not in text  # which was not measured here
+
+
+def test_the_card_says_what_the_mirror_image_costs_where_it_was_measured() -> None:
+    text = " ".join(model_card(EmotionCNN(), "bob/mine", METRICS).text.split())
+    assert "The page and `predict` use one view; the mean with the mirror image takes twice the work." in text
 
 
 @pytest.mark.parametrize("split", ["validation", "10% held out of the training split", "Training"])
