@@ -585,7 +585,7 @@ def test_the_card_says_what_kind_of_split_was_measured(split: str, kind: str) ->
 
 def test_the_card_says_what_the_mirror_image_costs_where_it_was_measured() -> None:
     text = " ".join(model_card(EmotionCNN(), "bob/mine", METRICS).text.split())
-    assert "The page and `predict` use one view; the mean with the mirror image takes twice the work." in text
+    assert "The Space's page and `predict` use one view; the mean with the mirror image takes twice the work." in text
 
 
 @pytest.mark.parametrize("split", ["validation", "10% held out of the training split", "Training"])
